@@ -1,0 +1,111 @@
+"""What can go wrong, said so that it can be mended.
+
+    IsoflopError                exit code
+    ├── InputError       2      something the user said; carries every `Problem` found
+    │   └── UnknownName  2      a name that is not in a catalogue, with the near ones
+    ├── Infeasible       3      the input is fine, the plan or a stated limit is not
+    └── Fault            1      ours: a broken promise inside isoflop
+
+This module imports nothing of ours. Every other module may import it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with one field, and how to mend it.
+
+    >>> print(Problem("n_kv_heads", 4, "divides n_heads=6", "choose one of 1, 2, 3, 6"))
+    n_kv_heads=4: must hold: divides n_heads=6 (choose one of 1, 2, 3, 6)
+    """
+
+    field: str
+    value: object
+    rule: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{self.field}={shorten(self.value)}: must hold: {self.rule}{hint}"
+
+    def to_json(self) -> dict[str, str]:
+        return {
+            "field": self.field,
+            "value": shorten(self.value),
+            "rule": self.rule,
+            "hint": self.hint,
+        }
+
+
+class IsoflopError(Exception):
+    """Base of everything isoflop raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(IsoflopError):
+    """The user's input breaks one rule or several; all of them are listed.
+
+    `where` says which input: a file, a zoo name, an option.
+    """
+
+    exit_code = 2
+
+    def __init__(self, where: str, problems: Sequence[Problem]) -> None:
+        self.where = where
+        self.problems = tuple(problems)
+        super().__init__(where, *self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{self.where}: {problem}" for problem in self.problems)
+
+
+class UnknownName(InputError):
+    """A name that no catalogue holds; never replaced by a default.
+
+    >>> print(UnknownName("accelerator", "h100-sxn", ["h100-sxm", "a100-sxm-80gb"]))
+    accelerator: name=h100-sxn: must hold: is a known accelerator (did you mean h100-sxm?)
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        near = nearest(name, known)
+        mend = f"did you mean {' or '.join(near)}?" if near else hint
+        super().__init__(kind, [Problem("name", name, f"is a known {kind}", mend)])
+
+
+class Infeasible(IsoflopError):
+    """The input is legal but cannot be done within the stated limits."""
+
+    exit_code = 3
+
+
+class Fault(IsoflopError):
+    """A promise isoflop made to itself is broken; please report it."""
+
+
+def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """The known names closest to a mistyped one, best first."""
+    folded = {k.casefold(): k for k in known}
+    hits = difflib.get_close_matches(name.casefold()[:200], folded, n=most, cutoff=0.6)
+    return [folded[h] for h in hits]
+
+
+def shorten(value: object, most: int = 60) -> str:
+    """A value as an error prints it: one line, no control characters, bounded.
+
+    Integers too long for Python's digit limit are described, not printed.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**most:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except ValueError:  # a container that holds an integer past Python's digit limit
+        text = f"a {type(value).__name__} with an integer too long to print"
+    text = "".join(c if c.isprintable() else "�" for c in text[: most + 1])
+    return text if len(text) <= most else text[: most - 1] + "…"
