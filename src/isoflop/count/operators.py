@@ -1,0 +1,138 @@
+"""The kinds of work a model does, each with its FLOPs and the bytes it must move.
+
+Sizes are per forward pass and per copy of the part. Only multiply-accumulates count as
+FLOPs (two each), the field's convention; pointwise work is priced by its bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from isoflop.quantity import Expr, number
+
+
+@dataclass(frozen=True, slots=True)
+class Matmul:
+    """[rows, inner] x [inner, cols], the second factor a weight. 2 rows inner cols FLOPs."""
+
+    rows: Expr
+    inner: Expr
+    cols: Expr
+    bias: bool = False
+
+    @property
+    def flops(self) -> Expr:
+        return 2 * self.rows * self.inner * self.cols
+
+    @property
+    def elements_weight(self) -> Expr:
+        return self.inner * self.cols
+
+    @property
+    def elements_moved(self) -> Expr:
+        """Activations read and written, weights apart."""
+        return self.rows * (self.inner + self.cols)
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """softmax(q k^T) v for `heads` query heads over `kv_heads` key-value heads.
+
+    `seen` keys are scored per query, `keys` exist. Two products:
+    2 B N T S (d_key + d_value) FLOPs.
+    """
+
+    batch: Expr
+    heads: Expr
+    kv_heads: Expr
+    queries: Expr
+    seen: Expr
+    keys: Expr
+    d_key: Expr
+    d_value: Expr
+
+    @property
+    def flops(self) -> Expr:
+        pairs = self.batch * self.heads * self.queries * self.seen
+        if self.d_key == self.d_value:
+            return 4 * pairs * self.d_key
+        return 2 * pairs * (self.d_key + self.d_value)
+
+    @property
+    def elements_weight(self) -> Expr:
+        return number(0)
+
+    @property
+    def elements_moved(self) -> Expr:
+        """Queries in, output out, keys and values in: scores stay on the chip (flash)."""
+        width = self.d_key + self.d_value
+        return self.batch * (self.queries * self.heads + self.keys * self.kv_heads) * width
+
+
+@dataclass(frozen=True, slots=True)
+class Pointwise:
+    """Work that is limited by the elements it reads and writes: norms, activations, adds.
+
+    `kind` names the kernel; `rows` is set where the work reduces along rows.
+    """
+
+    kind: str
+    reads: Expr
+    writes: Expr
+    rows: Expr | None = None
+
+    @property
+    def flops(self) -> Expr:
+        return number(0)
+
+    @property
+    def elements_weight(self) -> Expr:
+        return number(0)
+
+    @property
+    def elements_moved(self) -> Expr:
+        return self.reads + self.writes
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """`rows` rows of `width` picked from a table."""
+
+    rows: Expr
+    width: Expr
+
+    @property
+    def flops(self) -> Expr:
+        return number(0)
+
+    @property
+    def elements_weight(self) -> Expr:
+        return self.rows * self.width
+
+    @property
+    def elements_moved(self) -> Expr:
+        return self.rows * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Cross entropy over `rows` distributions of `classes`."""
+
+    rows: Expr
+    classes: Expr
+
+    @property
+    def flops(self) -> Expr:
+        return number(0)
+
+    @property
+    def elements_weight(self) -> Expr:
+        return number(0)
+
+    @property
+    def elements_moved(self) -> Expr:
+        return 2 * self.rows * self.classes
+
+
+Operator: TypeAlias = Matmul | Core | Pointwise | Gather | Loss
