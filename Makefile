@@ -1,0 +1,53 @@
+# make demo and make test work on a fresh machine: python3 with venv, make and a C compiler.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+BIN := .venv/bin
+# uv does not read pip's settings: hand on where pip is told to find wheels (a CPU build of
+# torch, say). Empty where pip has no such setting.
+export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+# Tests run in processes of one thread each; more threads than cores is a cliff (OpenMP spins).
+JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))")
+
+.PHONY: help setup demo test check lint types format bench schema clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv.stamp ## make .venv with everything in it
+
+.venv.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]' \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch .venv.stamp
+
+demo: .venv.stamp ## the whole loop on this machine, at most 4 minutes
+	$(BIN)/isoflop demo -o demo-out
+
+test: .venv.stamp ## all tests that fit in minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+check: lint types test ## ruff, mypy --strict and the tests
+
+lint: .venv.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv.stamp
+	$(BIN)/mypy
+
+format: .venv.stamp ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schema: .venv.stamp ## write docs/schema.json anew
+	$(BIN)/isoflop schema > docs/schema.json
+
+bench: .venv.stamp ## predicted against measured step time and memory at six shapes
+	$(BIN)/python benchmarks/step_time_cpu.py -o benchmarks
+
+clean: ## remove what make made
+	rm -rf .venv .venv.stamp demo-out

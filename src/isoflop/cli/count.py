@@ -1,0 +1,266 @@
+"""isoflop count · isoflop explain"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from isoflop.arch import Arch
+from isoflop.cli.options import Count, Json, Stored, load_model
+from isoflop.cli.output import emit, say
+from isoflop.count import (
+    CONVENTIONS,
+    TRAINING_STATES,
+    Precision,
+    Workload,
+    bytes_kv_cache,
+    bytes_weights,
+    flops_6n,
+    flops_forward,
+    flops_training,
+    memory_inference,
+    memory_training,
+    params,
+)
+from isoflop.errors import InputError, Problem, UnknownName
+from isoflop.quantity import Node
+from isoflop.quantity.node import plain
+from isoflop.quantity.units import format_exact, format_value
+from isoflop.report.text import describe_bases, table, tree
+
+#: How FLOPs are counted here, printed beside every count.
+FLOPS_CONVENTION = (
+    "matrix products only, 2 per multiply-accumulate; every query-key pair counted, "
+    "none skipped for causality; backward = 2 x forward; nothing recomputed"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Everything `isoflop count` derives for one model and workload."""
+
+    arch: Arch
+    workload: Workload
+    precision: Precision
+    params: Node
+    flops: Node
+    memory: Node
+
+    def to_json(self) -> dict[str, Any]:
+        named = {c.name: plain(c.count(self.params).value) for c in CONVENTIONS.values()}
+        parts = {child.name: plain(child.value) for child in self.memory.children}
+        return {
+            "model": self.arch.name,
+            "workload": {
+                "batch": self.workload.batch,
+                "seq_len": self.workload.seq_len,
+                "precision": self.precision.value,
+            },
+            "params": {
+                "total": plain(self.params.value),
+                "active": plain(params(self.arch, active=True).value),
+                "embedding": plain(self.params.find("embedding").value),
+                "conventions": named,
+                "tree": self.params.to_json(),
+            },
+            "memory": {
+                "bytes_kv_cache": 0,
+                **parts,
+                "bytes_total": plain(self.memory.value),
+                "tree": self.memory.to_json(),
+            },
+            "flops": {
+                "forward": plain(self.flops.value),
+                "training": plain(flops_training(self.arch, self.workload).value),
+                "training_6n": plain(flops_6n(self.arch, self.workload.tokens).value),
+                "convention": FLOPS_CONVENTION,
+                "tree": self.flops.to_json(),
+            },
+        }
+
+
+def count(
+    model: str,
+    /,
+    *,
+    seq_len: Count | None = None,
+    batch: Count = 1,
+    precision: Stored = Precision.BF16,
+    training: Annotated[bool, Parameter(negative="")] = False,
+    as_json: Json = False,
+) -> None:
+    """Count a model's parameters, FLOPs and memory, as trees.
+
+    Parameters
+    ----------
+    model
+        A zoo name, a config.json or its folder, a TOML spec, or hf:ORG/NAME.
+    seq_len
+        Tokens per sequence; the model's longest context when not given.
+    batch
+        Sequences at once.
+    precision
+        How weights are stored: fp32, bf16, fp16, fp8, int8, int4.
+    training
+        Memory of a training step (weights, gradients, Adam, activations) instead of
+        inference.
+    """
+    arch = load_model(model)
+    counted = count_all(arch, seq_len or arch.max_seq_len, batch, precision, training=training)
+    if as_json:
+        return emit("count", counted.to_json())
+    return say(render(counted))
+
+
+def count_all(arch: Arch, seq_len: int, batch: int, precision: Precision, *, training: bool) -> Counted:
+    """Derive everything for one workload.
+
+    Raises:
+        InputError: a context longer than the model has positions for, or a precision
+            that training cannot store weights in.
+    """
+    if seq_len > arch.max_seq_len:
+        rule = f"is at most {arch.name}'s longest context, {arch.max_seq_len}"
+        raise InputError("count", [Problem("--seq-len", seq_len, rule)])
+    workload = Workload.train(batch, seq_len)
+    if training:
+        if precision.value not in TRAINING_STATES:
+            raise UnknownName("training precision", precision.value, TRAINING_STATES,
+                              f"choose one of {', '.join(TRAINING_STATES)}")  # fmt: skip
+        memory = memory_training(arch, workload, TRAINING_STATES[precision.value])
+    else:
+        memory = memory_inference(arch, workload, precision)
+    return Counted(arch, workload, precision, params(arch), flops_forward(arch, workload), memory)
+
+
+def render(counted: Counted) -> str:
+    """The counts as text: three trees and what they rest on."""
+    work = counted.workload
+    active = params(counted.arch, active=True).value
+    training = flops_training(counted.arch, work).value
+    title = f"{counted.arch.name}: {format_exact(counted.params.value)} parameters"
+    if active != counted.params.value:
+        title += f", {format_exact(active)} active per token"
+    return "\n".join(
+        [
+            title,
+            "",
+            tree(counted.params, exact=True, formulas=True),
+            "",
+            f"memory, batch {work.batch} x {format_exact(work.seq_len)} tokens, {counted.precision.value}",
+            tree(counted.memory, depth=1),
+            "",
+            f"FLOPs of one forward pass over those tokens ({format_value(training, 'flops')} to train on them)",
+            tree(counted.flops, depth=2),
+            f"counted: {FLOPS_CONVENTION}",
+        ]
+    )
+
+
+# --- explain ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One number of one tree, and its place in the whole."""
+
+    quantity: str
+    path: str
+    node: Node
+    root: Node
+
+    def to_json(self) -> dict[str, Any]:
+        copies = self.root.copies(self.path)
+        value = self.node.value * copies
+        return {
+            "quantity": self.quantity,
+            "path": self.path,
+            "unit": self.node.unit,
+            "value": plain(value),
+            "formula": self.node.total.text,
+            "numbers": self.node.total.digits,
+            "copies": plain(copies),
+            "share": float(value) / float(self.root.value) if self.root.value else 0.0,
+            "basis": sorted(b.value for b in self.node.bases),
+            "source": self.node.source,
+            "letters": {s.name: s.meaning for s in self.node.total.symbols().values() if s.meaning},
+        }
+
+
+def explain(
+    model: str,
+    path: str,
+    /,
+    *,
+    seq_len: Count | None = None,
+    batch: Count = 1,
+    precision: Stored = Precision.BF16,
+    as_json: Json = False,
+) -> None:
+    """Explain one number: formula, the numbers put in, result, share, kind of truth.
+
+    Parameters
+    ----------
+    model
+        A zoo name, a config.json or its folder, a TOML spec, or hf:ORG/NAME.
+    path
+        A part such as layer/attention/k, in every tree that has it; or of one tree:
+        params/..., flops/..., memory/...
+    """
+    arch = load_model(model)
+    workload = Workload.train(batch, seq_len or arch.max_seq_len)
+    found = list(find_everywhere(arch, workload, precision, path))
+    data = [f.to_json() for f in found]
+    if as_json:
+        return emit("explain", {"model": arch.name, "path": path, "quantities": data})
+    return say("\n\n".join(map(_tell, found)))
+
+
+def find_everywhere(arch: Arch, workload: Workload, precision: Precision, path: str) -> Iterator[Explained]:
+    """The node at `path` in each tree that has it.
+
+    Raises:
+        UnknownName: no tree has it; the message says what is there.
+    """
+    trees = {
+        "params": params(arch),
+        "flops": flops_forward(arch, workload),
+        "memory": memory_inference(arch, workload, precision),
+        "bytes_weights": bytes_weights(arch, precision),
+        "bytes_kv_cache": bytes_kv_cache(arch, workload, precision),
+    }
+    first, _, rest = path.partition("/")
+    if first in trees:
+        yield Explained(first, rest, trees[first].find(rest), trees[first])
+        return
+    missing: UnknownName | None = None
+    hits = 0
+    for name, root in trees.items():
+        try:
+            yield Explained(name, path, root.find(path), root)
+            hits += 1
+        except UnknownName as error:
+            missing = missing or error
+    if not hits and missing is not None:
+        raise missing
+
+
+def _tell(found: Explained) -> str:
+    data = found.to_json()
+    value = format_exact(found.node.value)
+    rows = [
+        ["  formula", data["formula"]],
+        ["  numbers", f"{data['numbers']} = {value}"],
+    ]
+    if data["copies"] != 1:
+        rows.append(["  copies", f"x{format_exact(data['copies'])} = {format_exact(data['value'])}"])
+    rows.append(["  share", f"{100 * data['share']:.2f} % of {format_exact(found.root.value)}"])
+    rows.append(["  truth", describe_bases(found.node.bases)])
+    if found.node.source:
+        rows.append(["  source", found.node.source])
+    rows += [[f"  {name}", meaning] for name, meaning in data["letters"].items()]
+    where = f"{found.quantity}/{found.path}".rstrip("/")
+    return f"{where}: {format_value(data['value'], found.node.unit)}\n{table(rows)}"

@@ -1,0 +1,109 @@
+"""Expressions evaluate exactly, print what they compute, and compile to the same numbers."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isoflop.errors import InputError, UnknownName
+from isoflop.quantity import Basis, Expr, Interval, Symbol, branch, ceil_div, leaf, maximum, minimum, number, where
+from isoflop.quantity.expr import FUNCTIONS, compile_expressions
+from isoflop.quantity.units import format_bytes, format_seconds, parse_bytes, parse_count, parse_seconds
+
+NAMES = {"a": 7, "b": 3, "c": 12}
+ATOMS = st.one_of(
+    st.sampled_from([Symbol(n, v) for n, v in NAMES.items()]), st.integers(-20, 20).map(number)
+)
+
+
+def combine(below: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
+    positive = st.integers(1, 9).map(number)
+    return st.one_of(
+        st.tuples(below, below).map(lambda p: p[0] + p[1]),
+        st.tuples(below, below).map(lambda p: p[0] - p[1]),
+        st.tuples(below, below).map(lambda p: p[0] * p[1]),
+        st.tuples(below, positive).map(lambda p: p[0] / p[1]),
+        st.tuples(below, positive).map(lambda p: ceil_div(p[0], p[1])),
+        st.tuples(below, below).map(lambda p: maximum(*p)),
+        st.tuples(below, below).map(lambda p: minimum(*p)),
+        st.tuples(below, below, below).map(lambda p: where(*p)),
+    )
+
+
+EXPRESSIONS = st.recursive(ATOMS, combine, max_leaves=12)
+
+
+def read_back(text: str) -> Fraction:
+    """Python's own reading of a printed formula, in exact arithmetic."""
+    exact = {name: Fraction(value) for name, value in NAMES.items()}
+    return Fraction(eval(text, {**FUNCTIONS, **exact}))
+
+
+@given(EXPRESSIONS)
+def test_a_printed_formula_computes_the_value(expr: Expr) -> None:
+    if "/" not in expr.text:  # Python divides integers to floats; names are fractions below
+        assert read_back(expr.digits) == expr.value
+    assert float(read_back(expr.text)) == pytest.approx(float(expr.value), rel=1e-12, abs=1e-12)
+
+
+@given(EXPRESSIONS, st.integers(1, 50))
+def test_a_compiled_expression_equals_the_exact_one(expr: Expr, a: int) -> None:
+    compiled = compile_expressions([expr], ["a"])(a)[0]
+    assert float(compiled) == pytest.approx(float(expr.evaluate({"a": a})), rel=1e-12, abs=1e-9)
+
+
+def test_a_free_symbol_has_no_value() -> None:
+    with pytest.raises(KeyError, match="tokens"):
+        _ = Symbol("tokens").value
+
+
+def test_shared_uncertainty_cancels_and_independent_uncertainty_widens() -> None:
+    x = Symbol("x", 10.0, Basis.ASSUMED, Interval(5, 20))
+    y = Symbol("y", 10.0, Basis.ASSUMED, Interval(5, 20))
+    assert (x / x).interval() == Interval(1, 1)
+    single, double = x.interval(), (x * y).interval()
+    assert single is not None
+    assert double is not None
+    assert double.high / double.low > single.high / single.low
+
+
+def test_a_sampled_interval_meets_the_symbols_own_ends() -> None:
+    interval = Symbol("mfu", 0.4, Basis.ASSUMED, Interval(0.3, 0.5)).interval()
+    assert interval is not None
+    assert interval.low == pytest.approx(0.3, rel=0.03)
+    assert interval.high == pytest.approx(0.5, rel=0.03)
+
+
+def test_a_tree_adds_up_and_names_what_is_there() -> None:
+    n = Symbol("n_layers", 3)
+    tree = branch("root", "params", [branch("layer", "params", [leaf("up", "params", 4)], times=n), leaf("x", "params", 1)])
+    assert tree.value == 3 * 4 + 1
+    assert tree.copies("layer/up") == 3
+    assert tree.find("layer").value == 12
+    with pytest.raises(UnknownName, match="did you mean up"):
+        tree.find("layer/upp")
+
+
+def test_weak_kinds_of_truth_are_carried_upwards() -> None:
+    price = Symbol("price", 2.0, Basis.ASSUMED)
+    tree = branch("cost", "dollars", [leaf("rent", "dollars", price * 3)])
+    assert tree.bases == {Basis.ASSUMED}
+    assert [s.name for s in tree.assumptions] == ["price"]
+
+
+@pytest.mark.parametrize("text", ["", "x", "1e400", "9" * 70, "-3", "0", "1.5", "3 apples", "1" + "0" * 5000])
+def test_a_bad_count_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(InputError, match="300"):
+        parse_count(text, "--tokens")
+
+
+def test_sizes_are_read_as_people_write_them() -> None:
+    assert parse_count("15T") == 15 * 10**12
+    assert parse_count("0.5B") == 5 * 10**8
+    assert parse_bytes("80GiB") == 80 * 2**30
+    assert parse_seconds("30 min") == 1800
+    assert format_bytes(1e9) == "1 GB"
+    assert format_seconds(90) == "90 s"
