@@ -40,11 +40,22 @@ def test_known_models_have_their_known_counts() -> None:
 
 def deepseek_v3() -> Arch:
     """DeepSeek-V3 (2412.19437, section 4.2), without its prediction head."""
-    attention = LatentAttention(128, d_kv_latent=512, d_head_nope=128, d_head_rope=64, d_head_value=128, d_q_latent=1536)
+    attention = LatentAttention(
+        128, d_kv_latent=512, d_head_nope=128, d_head_rope=64, d_head_value=128, d_q_latent=1536
+    )
     dense = Layer(attention, Dense(18432, "silu", gated=True), RmsNorm(), name="dense")
     expert = Dense(2048, "silu", gated=True)
     moe = replace(dense, feed_forward=Experts(256, 8, expert, shared=expert), name="moe")
-    return Arch("deepseek-v3", 7168, 129280, 4096, Embedding(129280), (dense,) * 3 + (moe,) * 58, Head(), RmsNorm())
+    return Arch(
+        "deepseek-v3",
+        7168,
+        129280,
+        4096,
+        Embedding(129280),
+        (dense,) * 3 + (moe,) * 58,
+        Head(),
+        RmsNorm(),
+    )
 
 
 def test_latent_attention_and_experts_count_deepseek_v3() -> None:
@@ -62,7 +73,16 @@ def test_experts_count_mixtral() -> None:
 
 
 def test_flops_of_a_layer_by_hand() -> None:
-    tiny = llama("tiny", d_model=8, n_layers=3, n_heads=2, n_kv_heads=1, d_ff=16, vocab_size=32, max_seq_len=4)
+    tiny = llama(
+        "tiny",
+        d_model=8,
+        n_layers=3,
+        n_heads=2,
+        n_kv_heads=1,
+        d_ff=16,
+        vocab_size=32,
+        max_seq_len=4,
+    )
     tree = flops_forward(tiny, Workload.train(batch=5, seq_len=4))
     tokens = 20
     assert tree.find("layer/attention/q").value == 2 * tokens * 8 * 8
@@ -75,7 +95,11 @@ def test_flops_of_a_layer_by_hand() -> None:
 
 def test_skipping_masked_pairs_halves_the_scores() -> None:
     full = flops_forward(GPT3, Workload.train(1, 2048)).find("layer/attention/core").value
-    skip = flops_forward(GPT3, Workload.train(1, 2048, causal_skip=True)).find("layer/attention/core").value
+    skip = (
+        flops_forward(GPT3, Workload.train(1, 2048, causal_skip=True))
+        .find("layer/attention/core")
+        .value
+    )
     assert skip / full == pytest.approx(2049 / 4096)
 
 
@@ -96,21 +120,29 @@ def test_six_n_of_gpt3_is_the_published_compute() -> None:
 def test_the_cache_shrinks_by_the_share_of_kv_heads() -> None:
     wide = replace_kv(LLAMA3_8B, 32)
     work = Workload.decode(4, 8192)
-    assert bytes_kv_cache(LLAMA3_8B, work, Precision.BF16).value * 4 == bytes_kv_cache(wide, work, Precision.BF16).value
+    assert (
+        bytes_kv_cache(LLAMA3_8B, work, Precision.BF16).value * 4
+        == bytes_kv_cache(wide, work, Precision.BF16).value
+    )
 
 
 def replace_kv(arch: Arch, n_kv_heads: int) -> Arch:
     layers = tuple(
-        replace(x, attention=replace(x.attention, n_kv_heads=n_kv_heads)) for x in arch.layers  # type: ignore[call-arg]
+        replace(x, attention=replace(x.attention, n_kv_heads=n_kv_heads))
+        for x in arch.layers  # type: ignore[call-arg]
     )
     return replace(arch, layers=layers)
 
 
 def test_a_windowed_layer_caches_its_window_only() -> None:
-    local = replace(LLAMA3_8B.layers[0], attention=Attention(32, 8, 128, Rope(), Window(1024)), name="local")
+    local = replace(
+        LLAMA3_8B.layers[0], attention=Attention(32, 8, 128, Rope(), Window(1024)), name="local"
+    )
     mixed = replace(LLAMA3_8B, layers=(local, replace(LLAMA3_8B.layers[0], name="full")) * 16)
     per_token = 2 * 8 * 128 * 2 * 16
-    assert bytes_kv_cache(mixed, Workload.decode(1, 8192), Precision.BF16).value == per_token * (1024 + 8192)
+    assert bytes_kv_cache(mixed, Workload.decode(1, 8192), Precision.BF16).value == per_token * (
+        1024 + 8192
+    )
 
 
 def test_memory_of_gpt3_in_half_precision_is_350_gb() -> None:
@@ -139,7 +171,11 @@ SHAPES = st.builds(
 @settings(max_examples=50)
 def test_every_formula_of_every_tree_reads_back_to_its_value(arch: Arch) -> None:
     work = Workload.train(2, 8)
-    trees = [params(arch), flops_forward(arch, work), memory_training(arch, work, TRAINING_STATES["fp32"])]
+    trees = [
+        params(arch),
+        flops_forward(arch, work),
+        memory_training(arch, work, TRAINING_STATES["fp32"]),
+    ]
     for root in trees:
         for _, node in root.walk():
             assert eval(node.total.digits, dict(FUNCTIONS)) == node.value

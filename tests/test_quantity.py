@@ -9,9 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.errors import InputError, UnknownName
-from isoflop.quantity import Basis, Expr, Interval, Symbol, branch, ceil_div, leaf, maximum, minimum, number, where
+from isoflop.quantity import (
+    Basis,
+    Expr,
+    Interval,
+    Symbol,
+    branch,
+    ceil_div,
+    leaf,
+    maximum,
+    minimum,
+    number,
+    where,
+)
 from isoflop.quantity.expr import FUNCTIONS, compile_expressions
-from isoflop.quantity.units import format_bytes, format_seconds, parse_bytes, parse_count, parse_seconds
+from isoflop.quantity.units import (
+    format_bytes,
+    format_seconds,
+    parse_bytes,
+    parse_count,
+    parse_seconds,
+)
 
 NAMES = {"a": 7, "b": 3, "c": 12}
 ATOMS = st.one_of(
@@ -79,7 +97,11 @@ def test_a_sampled_interval_meets_the_symbols_own_ends() -> None:
 
 def test_a_tree_adds_up_and_names_what_is_there() -> None:
     n = Symbol("n_layers", 3)
-    tree = branch("root", "params", [branch("layer", "params", [leaf("up", "params", 4)], times=n), leaf("x", "params", 1)])
+    tree = branch(
+        "root",
+        "params",
+        [branch("layer", "params", [leaf("up", "params", 4)], times=n), leaf("x", "params", 1)],
+    )
     assert tree.value == 3 * 4 + 1
     assert tree.copies("layer/up") == 3
     assert tree.find("layer").value == 12
@@ -94,7 +116,9 @@ def test_weak_kinds_of_truth_are_carried_upwards() -> None:
     assert [s.name for s in tree.assumptions] == ["price"]
 
 
-@pytest.mark.parametrize("text", ["", "x", "1e400", "9" * 70, "-3", "0", "1.5", "3 apples", "1" + "0" * 5000])
+@pytest.mark.parametrize(
+    "text", ["", "x", "1e400", "9" * 70, "-3", "0", "1.5", "3 apples", "1" + "0" * 5000]
+)
 def test_a_bad_count_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(InputError, match="300"):
         parse_count(text, "--tokens")

@@ -3,10 +3,16 @@
 spec.py holds the `Arch`; families.py builds it from a family's few numbers; hf.py
 reads and writes Hugging Face `config.json`; toml.py reads and writes our own spec
 files; zoo.py holds the named models; load.py turns what a user typed into an `Arch`.
+Below them: foreign.py bounds what comes from outside, config.py, rope.py and hf_keys.py
+serve hf.py, toml_boundary.py (pydantic) serves toml.py, and hub.py alone reaches the network.
 """
 
 from isoflop.arch.families import gpt, llama, palm
+from isoflop.arch.hf import Reading, from_hf, read_hf, to_hf
+from isoflop.arch.load import Loaded, load
 from isoflop.arch.spec import Arch, Attention, Dense, Experts, LatentAttention, Layer, Wiring
+from isoflop.arch.toml import parse_spec, read_spec, write_spec
+from isoflop.arch.zoo import ZooEntry
 
 __all__ = [
     "Arch",
@@ -15,8 +21,18 @@ __all__ = [
     "Experts",
     "LatentAttention",
     "Layer",
+    "Loaded",
+    "Reading",
     "Wiring",
+    "ZooEntry",
+    "from_hf",
     "gpt",
     "llama",
+    "load",
     "palm",
+    "parse_spec",
+    "read_hf",
+    "read_spec",
+    "to_hf",
+    "write_spec",
 ]

@@ -6,6 +6,7 @@ structure is written once.
 
 from __future__ import annotations
 
+from isoflop.arch.rules import LARGEST_SIZE
 from isoflop.arch.spec import (
     Activation,
     Arch,
@@ -184,9 +185,9 @@ def _head_size(name: str, d_model: int, n_heads: int, d_head: int | None) -> int
         return d_head
     sizes = {"d_model": d_model, "n_heads": n_heads}
     bad = [
-        Problem(field, value, "is a whole number of at least 1")
+        Problem(field, value, f"is a whole number from 1 to {LARGEST_SIZE:,}")
         for field, value in sizes.items()
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_SIZE
     ]
     if not bad and d_model % n_heads:
         rule = f"divides d_model={d_model} when no head size is given"

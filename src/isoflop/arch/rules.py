@@ -28,7 +28,9 @@ class Rules:
     def _get(self, field: str) -> Any:
         return getattr(self.value, field)
 
-    def must(self, field: str, rule: str, holds: bool, hint: str = "", value: object = None) -> Self:
+    def must(
+        self, field: str, rule: str, holds: bool, hint: str = "", value: object = None
+    ) -> Self:
         """A rule between fields."""
         if not holds:
             shown = value if value is not None else self._get_nested(field)
@@ -46,7 +48,9 @@ class Rules:
         value = self._get(field)
         whole = isinstance(value, int) and not isinstance(value, bool)
         rule = f"is a whole number from {least} to {LARGEST_SIZE:,}"
-        return self.must(field, rule, whole and least <= value <= LARGEST_SIZE, value=repr_of(value))
+        return self.must(
+            field, rule, whole and least <= value <= LARGEST_SIZE, value=repr_of(value)
+        )
 
     def real(self, field: str, *, least: float | None = None, above: float | None = None) -> Self:
         """A finite real number."""
@@ -82,7 +86,9 @@ class Rules:
     def identifier(self, field: str) -> Self:
         value = self._get(field)
         fine = isinstance(value, str) and value.isidentifier() and len(value) <= 64
-        return self.must(field, "is a plain name of letters, digits and _", fine, value=repr_of(value))
+        return self.must(
+            field, "is a plain name of letters, digits and _", fine, value=repr_of(value)
+        )
 
     def divides(self, part: str, whole: str) -> Self:
         """`part` divides `whole`; the hint lists the parts that would."""

@@ -80,8 +80,8 @@ class Llama3Scaling:
     kind: Literal["llama3"] = "llama3"
 
     def __post_init__(self) -> None:
-        rules = Rules(self).real("factor", least=1).real("low_freq_factor").real("high_freq_factor")
-        rules.size("original_max_seq_len")
+        rules = Rules(self).real("factor", least=1).real("low_freq_factor", above=0)
+        rules.real("high_freq_factor", above=0).size("original_max_seq_len")
         if not rules.broken:
             rules.must("high_freq_factor", "exceeds low_freq_factor",
                        self.high_freq_factor > self.low_freq_factor)  # fmt: skip
@@ -107,7 +107,8 @@ class YarnScaling:
     kind: Literal["yarn"] = "yarn"
 
     def __post_init__(self) -> None:
-        Rules(self).real("factor", least=1).size("original_max_seq_len").close()
+        rules = Rules(self).real("factor", least=1).size("original_max_seq_len")
+        rules.real("beta_fast", above=0).real("beta_slow", above=0).close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +325,7 @@ class Attention:
                 rules.must("d_head", "is even: rotary positions turn pairs", rotary % 2 == 0)
                 rules.must("position.d_rotary", f"is at most d_head={self.d_head}",
                            rotary <= self.d_head)  # fmt: skip
+                check_scaling(rules, self.position.scaling, rotary)
         if self.scale is not None:
             rules.real("scale", above=0)
         if self.logit_softcap is not None:
@@ -361,7 +363,17 @@ class LatentAttention:
             rules.size("d_q_latent")
         if not rules.broken:
             rules.must("d_head_rope", "is even: it is rotated in pairs", self.d_head_rope % 2 == 0)
+            check_scaling(rules, self.position.scaling, self.d_head_rope)
         rules.close()
+
+
+def check_scaling(rules: Rules, scaling: RopeScaling | None, d_rotary: int) -> None:
+    """What a scaling asks of the number of rotated dimensions."""
+    if isinstance(scaling, LongRopeScaling):
+        rules.must("position.scaling.short_factor", f"has one factor per rotated pair, {d_rotary // 2}",
+                   2 * len(scaling.short_factor) == d_rotary, value=len(scaling.short_factor))  # fmt: skip
+    if isinstance(scaling, DynamicScaling):  # its exponent is d_rotary / (d_rotary - 2)
+        rules.must("position.scaling", "turns more than one pair", d_rotary > 2, value="dynamic")
 
 
 # --- feed-forward -----------------------------------------------------------------------
@@ -406,7 +418,9 @@ class Experts:
     kind: Literal["experts"] = "experts"
 
     def __post_init__(self) -> None:
-        rules = Rules(self).size("n_experts").size("n_active").size("n_groups").size("n_active_groups")
+        rules = (
+            Rules(self).size("n_experts").size("n_active").size("n_groups").size("n_active_groups")
+        )
         if not rules.broken:
             rules.must("n_active", f"is at most n_experts={self.n_experts}",
                        self.n_active <= self.n_experts)  # fmt: skip

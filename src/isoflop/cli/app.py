@@ -17,26 +17,33 @@ from isoflop.errors import InputError, IsoflopError
 
 SUMMARY = "Write down a language model once: count it, plan it, build it, train it, check it."
 
-#: command -> where its handler lives; a handler's module is imported when it runs.
+#: command -> where its handler lives, and its line of help. A handler's module is imported
+#: when it runs, so its first docstring line stands here again (a test keeps them equal).
 COMMANDS = {
-    "models": "isoflop.cli.models:models",
-    "show": "isoflop.cli.models:show",
-    "count": "isoflop.cli.count:count",
-    "explain": "isoflop.cli.count:explain",
-    "hardware": "isoflop.cli.hardware:hardware",
-    "laws": "isoflop.cli.laws:laws",
-    "fit": "isoflop.cli.laws:fit",
-    "predict": "isoflop.cli.laws:predict",
-    "calibrate": "isoflop.cli.check:calibrate",
-    "check": "isoflop.cli.check:check",
-    "train": "isoflop.cli.train:train",
-    "demo": "isoflop.cli.demo:demo",
-    "schema": "isoflop.cli.schema:schema",
+    "models": ("models:models", "List the named models: our count beside the published one."),
+    "show": ("models:show", "Show a model's spec."),
+    "count": ("count:count", "Count a model's parameters, FLOPs and memory, as trees."),
+    "explain": ("count:explain", "Explain one number: formula, numbers, result, share, source."),
+    "hardware": ("hardware:hardware", "List the accelerators, or show one with its sources."),
+    "laws": ("laws:laws", "List the published laws and the optimum each gives."),
+    "fit": ("laws:fit", "Fit loss = E + A / params^alpha + B / tokens^beta to measured runs."),
+    "predict": ("laws:predict", "Predict a loss, or the compute-optimal model for a budget."),
+    "calibrate": ("check:calibrate_command", "Measure this machine: what its kernels really take."),
+    "check": ("check:check", "Hold derived numbers against the built module, and a real run."),
+    "train": ("train:train", "Train the model of a recipe, or go on where it stopped."),
+    "demo": ("demo:demo", "The whole loop on this machine, in minutes."),
+    "schema": ("schema:schema", "Print the JSON Schema of what --json prints."),
 }
 PLANS = {
-    "train": "isoflop.cli.plan:plan_train",
-    "serve": "isoflop.cli.plan:plan_serve",
+    "train": (
+        "plan:plan_train_command",
+        "Plan a training run: time, energy, money, memory, layout.",
+    ),
+    "serve": ("plan:plan_serve_command", "Plan a server: memory, accelerators, times, money."),
 }
+
+#: optional packages, and the extra that installs each
+EXTRAS = {"torch": "train", "safetensors": "train"}
 
 
 def build() -> App:
@@ -49,11 +56,13 @@ def build() -> App:
         exit_on_error=False,
         print_error=False,
     )
-    plan = App(name="plan", help="What training or serving a model takes on given hardware.")
-    for name, place in PLANS.items():
-        plan.command(place, name=name)
-    for name, place in COMMANDS.items():
-        app.command(place, name=name)
+    plan = App(
+        name="plan", help="What training or serving a model takes on given hardware.", sort_key=4.5
+    )
+    for order, (name, (place, line)) in enumerate(PLANS.items()):
+        plan.command(f"isoflop.cli.{place}", name=name, help=line, sort_key=order)
+    for order, (name, (place, line)) in enumerate(COMMANDS.items()):
+        app.command(f"isoflop.cli.{place}", name=name, help=line, sort_key=order)
     app.command(plan)
     return app
 
@@ -68,6 +77,11 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except IsoflopError as error:
         _say_errors(*str(error).splitlines())
         code = error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        _say_errors(f"{error.name} is not installed: pip install 'isoflop[{EXTRAS[error.name]}]'")
+        code = InputError.exit_code
     except BrokenPipeError:
         # The reader left (`isoflop models | head`): nothing is wrong, and nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

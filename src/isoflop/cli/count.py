@@ -115,7 +115,9 @@ def count(
     return say(render(counted))
 
 
-def count_all(arch: Arch, seq_len: int, batch: int, precision: Precision, *, training: bool) -> Counted:
+def count_all(
+    arch: Arch, seq_len: int, batch: int, precision: Precision, *, training: bool
+) -> Counted:
     """Derive everything for one workload.
 
     Raises:
@@ -200,7 +202,7 @@ def explain(
     precision: Stored = Precision.BF16,
     as_json: Json = False,
 ) -> None:
-    """Explain one number: formula, the numbers put in, result, share, kind of truth.
+    """Explain one number: formula, numbers, result, share, source.
 
     Parameters
     ----------
@@ -219,7 +221,9 @@ def explain(
     return say("\n\n".join(map(_tell, found)))
 
 
-def find_everywhere(arch: Arch, workload: Workload, precision: Precision, path: str) -> Iterator[Explained]:
+def find_everywhere(
+    arch: Arch, workload: Workload, precision: Precision, path: str
+) -> Iterator[Explained]:
     """The node at `path` in each tree that has it.
 
     Raises:
@@ -256,7 +260,9 @@ def _tell(found: Explained) -> str:
         ["  numbers", f"{data['numbers']} = {value}"],
     ]
     if data["copies"] != 1:
-        rows.append(["  copies", f"x{format_exact(data['copies'])} = {format_exact(data['value'])}"])
+        rows.append(
+            ["  copies", f"x{format_exact(data['copies'])} = {format_exact(data['value'])}"]
+        )
     rows.append(["  share", f"{100 * data['share']:.2f} % of {format_exact(found.root.value)}"])
     rows.append(["  truth", describe_bases(found.node.bases)])
     if found.node.source:

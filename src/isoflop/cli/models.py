@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -14,11 +15,14 @@ from isoflop.report.text import table
 
 
 def models(*, as_json: Json = False) -> None:
-    """List the named models: our exact count beside the published one, and the source."""
+    """List the named models: our count beside the published one."""
     rows = [_row(name) for name in _names()]
     if as_json:
         return emit("models", {"models": rows})
-    shown = [[r["name"], format_exact(r["params"]), _published(r["published"]), r["source"]] for r in rows]
+    shown = [
+        [r["name"], format_exact(r["params"]), _published(r["published"]), r["source"]]
+        for r in rows
+    ]
     return say(table(shown, ["model", "params", "published", "source"], "lrrl"))
 
 
@@ -54,7 +58,7 @@ def show(
     toml: Annotated[bool, Parameter(negative="")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show a model's spec, layer kinds and where it was read from.
+    """Show a model's spec.
 
     Parameters
     ----------
@@ -63,11 +67,11 @@ def show(
     toml
         Print the spec as a TOML file that isoflop reads back.
     """
-    from isoflop.arch.toml import spec_dict, write_spec
+    from isoflop.arch.toml import write_spec
 
     arch = load_model(model)
     if as_json:
-        return emit("show", {"model": arch.name, "spec": spec_dict(arch)})
+        return emit("show", {"model": arch.name, "spec": tomllib.loads(write_spec(arch))})
     return say(write_spec(arch).rstrip() if toml else describe_arch(arch))
 
 
@@ -96,6 +100,6 @@ def _words(value: Any) -> str:
     told = [
         f"{name}={_words(v).strip() if hasattr(v, '__dataclass_fields__') else v}"
         for name, v in fields.items()
-        if v not in (None, False, 0.0, 1.0) or name in ("n_kv_heads",)
+        if v not in (None, False, 0.0, 1.0) or name == "n_kv_heads"
     ]
     return f"{kind}({', '.join(told)})" if kind else ", ".join(told)

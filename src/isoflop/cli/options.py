@@ -30,7 +30,9 @@ def parse_precision(text: str, field: str = "precision") -> Precision:
     try:
         return Precision(text.lower())
     except ValueError:
-        raise UnknownName(field, text, list(Precision), f"choose one of {', '.join(Precision)}") from None
+        raise UnknownName(
+            field, text, list(Precision), f"choose one of {', '.join(Precision)}"
+        ) from None
 
 
 #: A whole number with an optional suffix: 300e9, 300B, 2048.
@@ -46,11 +48,11 @@ Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative="", help="Pr
 
 
 def load_model(text: str) -> Arch:
-    """The spec of what the user named; notes about the reading go to stderr."""
+    """The spec of what the user named; what the reading of a file left open goes to stderr."""
     from isoflop.arch.load import load
     from isoflop.cli.output import note
 
     loaded = load(text)
-    for line in loaded.notes:
+    for line in loaded.notes if loaded.origin != "zoo" else ():
         note(line)
     return loaded.arch

@@ -131,7 +131,11 @@ def describe(arch: Arch, workload: Workload) -> Part:
         parts=(
             _embedding(ground, arch, rows),
             *layers,
-            *_optional(arch.final_norm and norm_part(ground, "final_norm", arch.final_norm)),
+            *(
+                []
+                if arch.final_norm is None
+                else [norm_part(ground, "final_norm", arch.final_norm)]
+            ),
             _head(ground, arch, rows),
             _loss(ground, vocabulary),
         ),
@@ -141,7 +145,9 @@ def describe(arch: Arch, workload: Workload) -> Part:
 def _refuse_undescribed(arch: Arch) -> None:
     missing = {"encoder": arch.encoder, "vision": arch.vision}
     bad = [
-        Problem(field, type(value).__name__, "is a kind of block that isoflop counts", "coming next")
+        Problem(
+            field, type(value).__name__, "is a kind of block that isoflop counts", "coming next"
+        )
         for field, value in missing.items()
         if value is not None
     ]
@@ -149,16 +155,14 @@ def _refuse_undescribed(arch: Arch) -> None:
         raise InputError(arch.name, bad)
 
 
-def _optional(part: Part | None) -> tuple[Part, ...]:
-    return () if part is None else (part,)
-
-
 # --- ends of the model ------------------------------------------------------------------
 
 
 def _embedding(ground: Ground, arch: Arch, rows: Expr) -> Part:
     spec, D = arch.embedding, ground.D
-    width = D if spec.d_embed in (None, arch.d_model) else ground.scope("d_embed", spec.d_embed or 0)
+    width = (
+        D if spec.d_embed in (None, arch.d_model) else ground.scope("d_embed", spec.d_embed or 0)
+    )
     parts = [
         Part(
             "tokens",
@@ -233,7 +237,12 @@ def _wire(ground: Ground, layer: Layer) -> list[Part]:
         case Wiring.POST:
             order = [attention, norm("norm_attention"), feed_forward, norm("norm_feed_forward")]
         case Wiring.OUTPUT:
-            order = [attention, norm("norm_attention_out"), feed_forward, norm("norm_feed_forward_out")]
+            order = [
+                attention,
+                norm("norm_attention_out"),
+                feed_forward,
+                norm("norm_feed_forward_out"),
+            ]
         case Wiring.SANDWICH:
             order = [
                 *(norm("norm_attention"), attention, norm("norm_attention_out")),
@@ -244,7 +253,9 @@ def _wire(ground: Ground, layer: Layer) -> list[Part]:
     return [*order, add]
 
 
-def norm_part(ground: Ground, name: str, norm: Norm, width: Expr | None = None, rows: Expr | None = None) -> Part:
+def norm_part(
+    ground: Ground, name: str, norm: Norm, width: Expr | None = None, rows: Expr | None = None
+) -> Part:
     """A normalisation: its vectors, one pass over the data, input and statistics kept."""
     width = ground.D if width is None else width
     rows = ground.tokens if rows is None else rows
@@ -296,7 +307,11 @@ def _grouped_attention(ground: Ground, spec: Attention) -> Part:
     """Multi-head, grouped-query and multi-query attention: K = N, 1 < K < N, K = 1."""
     scope, D = ground.scope, ground.D
     N = scope("n_heads", spec.n_heads, "query heads")
-    K = N if spec.n_kv_heads == spec.n_heads else scope("n_kv_heads", spec.n_kv_heads, "key-value heads")
+    K = (
+        N
+        if spec.n_kv_heads == spec.n_heads
+        else scope("n_kv_heads", spec.n_kv_heads, "key-value heads")
+    )
     H = scope("d_head", spec.d_head, "size of a head")
     queries, keys = ground.tokens * N * H, ground.tokens * K * H
     model, bias = ("model", D), spec.bias_qkv
@@ -333,7 +348,10 @@ def _qk_norms(ground: Ground, spec: QkNorm | None, N: Expr, K: Expr, H: Expr) ->
         return []
     tokens = ground.tokens
     if spec.per == "all_heads":
-        return [norm_part(ground, "q_norm", spec.norm, N * H), norm_part(ground, "k_norm", spec.norm, K * H)]
+        return [
+            norm_part(ground, "q_norm", spec.norm, N * H),
+            norm_part(ground, "k_norm", spec.norm, K * H),
+        ]
     return [
         norm_part(ground, "q_norm", spec.norm, H, tokens * N),
         norm_part(ground, "k_norm", spec.norm, H, tokens * K),
@@ -383,7 +401,14 @@ def _latent_attention(ground: Ground, spec: LatentAttention) -> Part:
         ]
     turned = ground.tokens * (N + 1) * rope
     parts += [
-        linear(ground, "kv_down", model, ("latent", latent + rope), bias=spec.bias_qkv, keep_input=False),
+        linear(
+            ground,
+            "kv_down",
+            model,
+            ("latent", latent + rope),
+            bias=spec.bias_qkv,
+            keep_input=False,
+        ),
         norm_part(ground, "kv_norm", spec.norm, latent),
         linear(ground, "kv_up", ("latent", latent), ("heads", N * (nope + value)), bias=False),
         Part("rotary", (), Pointwise("rotary", turned, turned)),
@@ -397,7 +422,9 @@ def _latent_attention(ground: Ground, spec: LatentAttention) -> Part:
         Saved("log-sum-exp", tokens * N, "fp32"),
     )
     parts.append(Part("core", (), core, kept))
-    parts.append(linear(ground, "out", ("heads", N * value), model, bias=spec.bias_out, keep_input=False))
+    parts.append(
+        linear(ground, "out", ("heads", N * value), model, bias=spec.bias_out, keep_input=False)
+    )
     return Part("attention", parts=tuple(parts))
 
 
@@ -431,7 +458,9 @@ def dense_parts(
 def _activation(spec: Dense, hidden: Expr) -> Part:
     """The activation keeps its input; a gate also keeps both factors of its product."""
     if not spec.gated:
-        return Part("activation", (), Pointwise(spec.activation, hidden, hidden), (Saved("input", hidden),))
+        return Part(
+            "activation", (), Pointwise(spec.activation, hidden, hidden), (Saved("input", hidden),)
+        )
     kept = (Saved("input", hidden), Saved("gate", hidden), Saved("up", hidden))
     return Part("activation", (), Pointwise(f"{spec.activation}_gate", 2 * hidden, hidden), kept)
 

@@ -10,11 +10,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 
-from isoflop.arch.spec import Arch, Attention, Chunked, Dense, Experts, LatentAttention, Layer, Window
+from isoflop.arch.spec import (
+    Arch,
+    Attention,
+    Chunked,
+    Dense,
+    Experts,
+    LatentAttention,
+    Layer,
+    Window,
+)
 from isoflop.count.blocks import Part, Saved, Scope, describe
 from isoflop.count.params import has_weights, params
 from isoflop.count.workload import Precision, Workload
-from isoflop.quantity import Basis, Expr, Node, Symbol, branch, leaf, maximum, minimum, number, total
+from isoflop.quantity import (
+    Basis,
+    Expr,
+    Node,
+    Symbol,
+    branch,
+    leaf,
+    maximum,
+    minimum,
+    number,
+    total,
+)
 
 
 def bytes_weights(arch: Arch, precision: Precision) -> Node:
@@ -53,7 +73,10 @@ def bytes_kv_cache(arch: Arch, workload: Workload, precision: Precision) -> Node
         leaf(
             name,
             "bytes",
-            workload.B * _tokens_kept(layer, workload, scope) * _cached(layer, scope) * precision.bytes_each,
+            workload.B
+            * _tokens_kept(layer, workload, scope)
+            * _cached(layer, scope)
+            * precision.bytes_each,
             times=scope.within(name)("n_layers", arch.times(name), f"layers of the kind {name}"),
         )
         for name, layer in arch.kinds.items()
@@ -91,7 +114,9 @@ def memory_inference(
     `workload.seq_len` tokens per sequence are read at once against `context` cached ones.
     Logits are those of the last position, in fp32, as a server samples from them.
     """
-    kv_precision = kv_precision or (precision if precision.value[:2] in ("fp", "bf") else Precision.BF16)
+    kv_precision = kv_precision or (
+        precision if precision.value[:2] in ("fp", "bf") else Precision.BF16
+    )
     working = Precision.FP32 if precision is Precision.FP32 else Precision.BF16
     vocabulary = Symbol("vocab_size", arch.vocab_size)
     logits = workload.B * vocabulary * Precision.FP32.bytes_each
@@ -131,7 +156,9 @@ def _widest(arch: Arch, workload: Workload) -> Expr:
             case Dense() as f:
                 widths.append((2 + f.gated) * inside("d_ff", f.d_ff))
             case Experts() as e:
-                widths.append((2 + e.expert.gated) * e.n_active * inside("d_ff_expert", e.expert.d_ff))
+                widths.append(
+                    (2 + e.expert.gated) * e.n_active * inside("d_ff_expert", e.expert.d_ff)
+                )
     return workload.tokens * (2 * D + reduce(maximum, widths))
 
 
@@ -193,7 +220,9 @@ def bytes_saved(arch: Arch, workload: Workload, activation: Precision) -> Node:
 
     def fold(part: Part, name: str) -> Node:
         if part.parts:
-            return branch(name, "bytes", [fold(p, p.name) for p in part.parts if _keeps(p)], times=part.times)
+            return branch(
+                name, "bytes", [fold(p, p.name) for p in part.parts if _keeps(p)], times=part.times
+            )
         size = total(map(held, part.saved))
         return leaf(name, "bytes", size, times=part.times, basis=Basis.MODELLED)
 

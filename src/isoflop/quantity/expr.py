@@ -189,9 +189,9 @@ class Operation(Expr):
 
 
 def _render_next(kind: str, arg: Expr, own: int, numbers: bool) -> str:
-    if kind == "+" and isinstance(arg, Operation) and arg.kind == "*":
-        if arg.args[0] == Number(-1):
-            return f" - {product(arg.args[1:]).render(own + 1, numbers)}"
+    negative = isinstance(arg, Operation) and arg.kind == "*" and arg.args[0] == Number(-1)
+    if kind == "+" and negative:
+        return f" - {product(arg.parts()[1:]).render(own + 1, numbers)}"
     return f" {kind} {arg.render(own + 1 if kind in '*/' else own, numbers)}"
 
 
@@ -350,7 +350,11 @@ def _source(expr: Expr, free: frozenset[str]) -> str:
         return expr.name
     if not expr.parts():
         value = expr.value
-        return f"({value.numerator}/{value.denominator})" if isinstance(value, Fraction) else f"({value!r})"
+        return (
+            f"({value.numerator}/{value.denominator})"
+            if isinstance(value, Fraction)
+            else f"({value!r})"
+        )
     assert isinstance(expr, Operation)
     args = [_source(a, free) for a in expr.args]
     if expr.kind in INFIX:

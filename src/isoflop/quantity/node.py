@@ -27,6 +27,8 @@ from isoflop.errors import UnknownName
 from isoflop.quantity.basis import Basis, Interval
 from isoflop.quantity.expr import Expr, Number, Symbol, Value, number, product, total
 
+ONE = Number(1)
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -41,7 +43,7 @@ class Node:
     unit: str
     size: Expr
     children: tuple[Node, ...] = ()
-    times: Expr = Number(1)
+    times: Expr = ONE
     basis: Basis = Basis.EXACT
     source: str = ""
 
@@ -92,9 +94,7 @@ class Node:
             below = {child.name: child for child in node.children}
             if name not in below:
                 there = ", ".join(below) or "nothing: it is a leaf"
-                raise UnknownName(
-                    f"path under {node.name!r}", name, below, hint=f"it has {there}"
-                )
+                raise UnknownName(f"path under {node.name!r}", name, below, hint=f"it has {there}")
             node = below[name]
         return node
 
@@ -120,7 +120,7 @@ class Node:
             "value": plain(self.value),
             "basis": sorted(b.value for b in self.bases),
         }
-        if self.times != Number(1):
+        if self.times != ONE:
             out["times"] = plain(self.times.value)
         if (interval := self.interval) is not None:
             out["interval"] = interval.to_json()

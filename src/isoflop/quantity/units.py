@@ -24,7 +24,14 @@ _SECONDS = {
     "ns": Fraction(1, 10**9), "us": Fraction(1, 10**6), "ms": Fraction(1, 1000),
     "s": Fraction(1), "min": Fraction(60), "h": Fraction(3600), "d": Fraction(86400),
 }  # fmt: skip
-_NUMBER = re.compile(r"([+-]?[0-9][0-9_,]{0,40}(?:\.[0-9]{0,20})?(?:e[+-]?[0-9]{1,3})?)\s*([a-zµ]*)", re.I)
+#: from how many seconds on, in units of how many, called what
+_DURATIONS = (
+    (172_800.0, 86_400.0, "days"), (7200.0, 3600.0, "h"), (120.0, 60.0, "min"), (1.0, 1.0, "s"),
+    (1e-3, 1e-3, "ms"), (1e-6, 1e-6, "µs"),
+)  # fmt: skip
+_NUMBER = re.compile(
+    r"([+-]?[0-9][0-9_,]{0,40}(?:\.[0-9]{0,20})?(?:e[+-]?[0-9]{1,3})?)\s*([a-zµ]*)", re.IGNORECASE
+)
 
 
 def format_count(value: Value) -> str:
@@ -62,12 +69,8 @@ def format_seconds(value: Value) -> str:
     ('21.3 ms', '33.91 days')
     """
     seconds = float(value)
-    steps = ((86400 * 2, 86400, "days"), (7200, 3600, "h"), (120, 60, "min"), (1, 1, "s"))
-    for least, unit, name in steps:
+    for least, unit, name in _DURATIONS:
         if abs(seconds) >= least:
-            return f"{_digits(seconds / unit)} {name}"
-    for unit, name in ((1e-3, "ms"), (1e-6, "µs")):
-        if abs(seconds) >= unit:
             return f"{_digits(seconds / unit)} {name}"
     return f"{_digits(seconds * 1e9)} ns"
 
@@ -86,7 +89,8 @@ def format_value(value: Value, unit: str) -> str:
         case "flops":
             return format_si(value, "FLOP")
         case "dollars":
-            return f"${float(value):,.2f}" if abs(value) < 1e4 else f"${_scaled(float(value), _THOUSANDS)}"
+            dollars = float(value)
+            return f"${dollars:,.2f}" if abs(dollars) < 1e4 else f"${_scaled(dollars, _THOUSANDS)}"
         case "joules":
             return f"{_digits(float(value) / 3.6e9)} MWh"
         case _:
@@ -151,7 +155,12 @@ def _parse(text: str, field: str, units: Mapping[str, int | Fraction], example: 
     digits, unit = match[1].replace(",", "").replace("_", ""), match[2].replace("µ", "u")
     factors = {name.casefold(): factor for name, factor in units.items()}
     if unit.casefold() not in factors:
-        raise _wrong(text, field, f"has a unit of {', '.join(u for u in units if u)}", f"write it like {example}")
+        raise _wrong(
+            text,
+            field,
+            f"has a unit of {', '.join(u for u in units if u)}",
+            f"write it like {example}",
+        )
     try:
         value = Fraction(Decimal(digits)) * factors[unit.casefold()]
     except InvalidOperation:
@@ -179,5 +188,4 @@ def _digits(value: float) -> str:
     """Four significant digits, no trailing zeros, no exponent for what people print."""
     if value and not 1e-3 <= abs(value) < 1e6:
         return f"{value:.4g}"
-    text = f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return text
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"

@@ -20,7 +20,9 @@ def table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), align: str 
     lines = [list(header), *map(list, rows)] if header else [list(r) for r in rows]
     if not lines:
         return ""
-    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(max(map(len, lines)))]
+    widths = [
+        max(len(line[i]) for line in lines if i < len(line)) for i in range(max(map(len, lines)))
+    ]
     sides = align.ljust(len(widths), "l")
     return "\n".join(
         "  ".join(
@@ -64,7 +66,9 @@ def _collect(
     rows.append(["  " * level + node.name + times, shown, share, text])
     if level < depth:
         for child in node.children:
-            _collect(child, copies * node.times.value, level + 1, depth, whole, exact, formulas, rows)
+            _collect(
+                child, copies * node.times.value, level + 1, depth, whole, exact, formulas, rows
+            )
 
 
 def footer(nodes: Iterable[Node]) -> str:

@@ -1,0 +1,82 @@
+"""The named models: zoo.toml, read when first asked for.
+
+Each entry gives its family's numbers in our vocabulary, the count its authors or its
+hub published, and where both come from. The count that isoflop derives is never
+stored: a test puts it beside the published one.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from isoflop.arch.families import gpt, llama, palm
+from isoflop.arch.spec import Arch, Llama3Scaling
+from isoflop.errors import UnknownName
+
+FAMILIES: dict[str, Callable[..., Arch]] = {"gpt": gpt, "llama": llama, "palm": palm}
+
+
+@dataclass(frozen=True, slots=True)
+class ZooEntry:
+    """A named model and what is published about its size.
+
+    Attributes:
+        published: parameters, as the authors or the hub state them; None where nobody does.
+        published_to: what the last digit of `published` is worth; 1 for an exact count.
+        source: where the shape is from.
+        published_source: where the published count is from.
+        note: why the published count and the spec's differ, or what the source leaves open.
+    """
+
+    name: str
+    arch: Arch
+    published: int | None
+    published_to: int
+    source: str
+    published_source: str
+    note: str = ""
+
+    def agrees(self, params: int) -> bool:
+        """Whether a count equals the published one to the digit that was published."""
+        return self.published is not None and 2 * abs(params - self.published) <= self.published_to
+
+
+def names() -> tuple[str, ...]:
+    """The names of all models, in the order of zoo.toml.
+
+    >>> "llama-3-8b" in names()
+    True
+    """
+    return tuple(_table())
+
+
+@cache
+def entry(name: str) -> ZooEntry:
+    """The model called `name`.
+
+    Raises:
+        UnknownName: no such model; lists the near names.
+
+    >>> entry("gpt3-175b").arch.n_layers
+    96
+    """
+    if name not in _table():
+        raise UnknownName("model", name, _table(), "`isoflop models` lists them")
+    row = dict(_table()[name])
+    family = FAMILIES[row.pop("family")]
+    facts = {key: row.pop(key) for key in ("source", "published_source")}
+    published, published_to = row.pop("published", None), row.pop("published_to", 1)
+    note = row.pop("note", "")
+    if "scaling" in row:
+        row["scaling"] = Llama3Scaling(**row["scaling"])
+    return ZooEntry(name, family(name, **row), published, published_to, **facts, note=note)
+
+
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(files("isoflop.arch").joinpath("zoo.toml").read_text(encoding="utf-8"))

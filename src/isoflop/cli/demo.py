@@ -1,0 +1,241 @@
+"""isoflop demo: the whole loop on this machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from isoflop.cli.options import Json, Real
+from isoflop.cli.output import SCHEMA, emit, note, say
+from isoflop.cli.progress import bar
+from isoflop.errors import InputError, Problem
+from isoflop.quantity.units import format_bytes, format_count, format_exact, format_seconds
+from isoflop.report.text import table
+
+if TYPE_CHECKING:
+    from isoflop.hardware.profile import Profile
+    from isoflop.study.ladder import Ladder
+    from isoflop.study.loop import Loop, Result
+
+#: Shares of the demo's time: calibration, and the training of all runs. The rest is
+#: imports, evaluation, fits, figures, and room for a machine that is busier than it was.
+SHARE_CALIBRATE, SHARE_TRAIN = 0.12, 0.55
+MINUTES_LEAST = 0.5
+
+
+def demo(
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("demo-out"),
+    minutes: Real = 4.0,
+    threads: int | None = None,
+    as_json: Json = False,
+) -> None:
+    """The whole loop on this machine, in minutes.
+
+    Parameters
+    ----------
+    output
+        A directory for runs, figures and numbers; made anew, so it must not exist or be
+        an earlier demo's.
+    minutes
+        How long it may take; longer ladders say more.
+    threads
+        CPU threads; 2, or as many as there are, when not given.
+    """
+    if minutes < MINUTES_LEAST:
+        rule = f"is at least {MINUTES_LEAST}"
+        raise InputError("demo", [Problem("--minutes", minutes, rule)])
+    told = note if as_json else say
+    from isoflop.check.measure import n_cores
+
+    story = Story(prepare(output), minutes * 60, threads or min(2, n_cores()), told)
+    data = story.tell()
+    if as_json:
+        emit("demo", data)
+
+
+def prepare(output: Path) -> Path:
+    """An empty directory; an earlier demo's content is replaced, anything else refused."""
+    import shutil
+
+    report = output / "demo.json"
+    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not report.exists())):
+        rule = "is a new directory, or one that an earlier demo wrote"
+        raise InputError("demo", [Problem("--output", str(output), rule, "choose another with -o")])
+    if output.exists():
+        shutil.rmtree(output)
+    output.mkdir(parents=True)
+    # Written first, so that a demo that was broken off can be run again in the same place.
+    report.write_text(json.dumps({"schema": SCHEMA, "command": "demo", "state": "running"}) + "\n")
+    return output
+
+
+@dataclass
+class Story:
+    """One demo: each chapter says what it does, does it, and hands its value on."""
+
+    folder: Path
+    seconds: float
+    threads: int
+    told: Callable[[str], None]
+
+    def tell(self) -> dict[str, Any]:
+        began = time.monotonic()
+        gpt3 = self.price_gpt3()
+        profile = self.calibrate()
+        ladder = self.plan(profile)
+        loop = self.climb(ladder)
+        figures = self.compare(loop)
+        data = {
+            "directory": str(self.folder),
+            "machine": profile.machine.to_json(),
+            "seconds_total": time.monotonic() - began,
+            "gpt3": gpt3,
+            **loop.to_json(),
+            "figures": figures,
+        }
+        whole = {"schema": SCHEMA, "command": "demo", **data}
+        (self.folder / "demo.json").write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n")
+        self.told(
+            f"\nall of it in {format_seconds(data['seconds_total'])}; numbers, runs and figures: {self.folder}/"
+        )
+        return data
+
+    def chapter(self, number: int, title: str) -> None:
+        self.told(f"\n{number}. {title}\n")
+
+    def price_gpt3(self) -> dict[str, Any]:
+        """What GPT-3 costs to train and to serve, and why."""
+        from isoflop.arch import zoo
+        from isoflop.cli.plan import render_serve, render_train
+        from isoflop.hardware import parse_cluster
+        from isoflop.plan import plan_serve, plan_train
+
+        self.chapter(1, "GPT-3, from its spec alone")
+        arch = zoo.entry("gpt3-175b").arch
+        train = plan_train(
+            arch, 300 * 10**9, parse_cluster("1024xa100-sxm-80gb"), seq_len=2048, global_batch=1536
+        )
+        serve = plan_serve(
+            arch, parse_cluster("8xa100-sxm-80gb"), input_tokens=1024, output_tokens=256, batch=1
+        )
+        self.told(render_train(train))
+        self.told("\n" + render_serve(serve))
+        return {"train": train.to_json(), "serve": serve.to_json()}
+
+    def calibrate(self) -> Profile:
+        """Measure this machine's kernels; no model is known to the measurement."""
+        from isoflop.check.calibrate import calibrate
+
+        self.chapter(2, f"This machine, measured with {self.threads} threads")
+        budget = SHARE_CALIBRATE * self.seconds
+        with bar("calibrating", budget) as advance:
+            profile = calibrate(threads=self.threads, seconds_budget=budget, on_progress=advance)
+        (self.folder / "profile.json").write_text(profile.to_json_text())
+        self.told(profile.summary())
+        return profile
+
+    def plan(self, profile: Profile) -> Ladder:
+        """The longest ladder that fits the time, each run predicted before it is made."""
+        from isoflop.plan.cost import step_cost
+        from isoflop.plan.peak import step_peak
+        from isoflop.study.ladder import plan_ladder
+
+        self.chapter(3, "A ladder of small models, predicted")
+        ladder = plan_ladder(
+            SHARE_TRAIN * self.seconds,
+            self.threads,
+            lambda arch, work: step_cost(arch, work, profile),
+            lambda arch, work: step_peak(arch, work, profile),
+        )
+        rows = [
+            [
+                f"  {r.name}",
+                format_exact(r.params),
+                format_count(r.tokens),
+                format_seconds(r.seconds.value),
+                format_bytes(r.bytes_peak.value),
+            ]
+            for r in (*ladder.rungs, ladder.target)
+        ]
+        self.told(
+            table(rows, ["  run", "params", "tokens", "predicted time", "peak memory"], "lrrrr")
+        )
+        self.told(
+            f"\n  the last one is held out: it is predicted before it is trained ({format_seconds(ladder.seconds)} in all)"
+        )
+        return ladder
+
+    def climb(self, ladder: Ladder) -> Loop:
+        """Train the rungs, fit their law, predict the held-out run, train it."""
+        from isoflop.study import launch
+        from isoflop.study.loop import Loop, Result, baseline, climb, fit_ladder, runs_csv
+
+        def train(rung: Any) -> Any:
+            with bar(f"training {rung.name}", rung.recipe.steps) as advance:
+                return launch.run(
+                    rung,
+                    self.folder / "runs" / rung.name,
+                    on_progress=lambda step, _, loss: advance(step, f"loss {loss:.3f}"),
+                )
+
+        self.chapter(4, "The runs, measured")
+        results = climb(ladder, train)
+        runs_csv(results, self.folder / "runs.csv")
+        self.told(
+            table(
+                [self._row(r) for r in results],
+                ["  run", "loss", "time", "miss", "memory", "miss"],
+                "lrrrrr",
+            )
+        )
+        self.chapter(5, "The law these runs give, and its word on the held-out run")
+        law = fit_ladder(results)
+        target = ladder.target
+        prediction = law.predict(target.params, target.tokens)
+        from isoflop.cli.laws import render_fit
+
+        self.told(render_fit(law, [prediction]))
+        outcome = train(target)
+        return Loop(results, law, prediction, Result.of(target, outcome), baseline())
+
+    def _row(self, r: Result) -> list[str]:
+        return [
+            f"  {r.rung.name}",
+            f"{r.outcome.val_loss:.4f}",
+            format_seconds(r.seconds.measured),
+            f"{100 * r.seconds.error:+.0f} %",
+            format_bytes(r.bytes_peak.measured),
+            f"{100 * r.bytes_peak.error:+.0f} %",
+        ]
+
+    def compare(self, loop: Loop) -> list[str]:
+        """Predicted against measured for the run that was held out; figures of all."""
+        from isoflop.report.figures import draw
+
+        self.chapter(6, f"The held-out run {loop.target.rung.name}: predicted against measured")
+        rows = [
+            ["  loss, nats per byte", f"{loop.loss.predicted:.4f}", f"{loop.loss.measured:.4f}",
+             f"{100 * loop.loss.error:+.1f} %", _verdict(loop.loss.inside)],
+            ["  time", format_seconds(loop.target.seconds.predicted), format_seconds(loop.target.seconds.measured),
+             f"{100 * loop.target.seconds.error:+.1f} %", _verdict(loop.target.seconds.inside)],
+            ["  peak memory", format_bytes(loop.target.bytes_peak.predicted),
+             format_bytes(loop.target.bytes_peak.measured), f"{100 * loop.target.bytes_peak.error:+.1f} %", ""],
+        ]  # fmt: skip
+        self.told(table(rows, ["", "predicted", "measured", "miss", "90 % interval"], "lrrrl"))
+        below = loop.target.outcome.val_loss < loop.baseline
+        self.told(
+            f"\n  an order-2 Markov model of the same bytes reaches {loop.baseline:.4f}: "
+            f"the trained model is {'below' if below else 'NOT below'} it"
+        )
+        return [path.name for path in draw(loop, self.folder)]
+
+
+def _verdict(inside: bool | None) -> str:
+    return {True: "measured lies inside", False: "measured lies OUTSIDE", None: ""}[inside]

@@ -1,0 +1,214 @@
+"""isoflop laws · isoflop fit · isoflop predict"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from isoflop.cli.options import Json, Real
+from isoflop.cli.output import emit, note, say
+from isoflop.errors import InputError, Problem
+from isoflop.laws import Law, find_law, published_laws, read_runs
+from isoflop.quantity.units import format_count, format_exact, format_si, parse_real
+from isoflop.report.text import table
+
+if TYPE_CHECKING:
+    from isoflop.laws.fit import FitResult, Prediction
+
+#: Budgets that `isoflop laws` shows optima for: from a desktop's week to the largest runs.
+BUDGETS = (1e18, 1e20, 1e22, 5.76e23, 1e25)
+LARGEST_LAW_FILE = 2**24
+
+
+def laws(*, as_json: Json = False) -> None:
+    """List the published laws and the optimum each gives."""
+    known = published_laws()
+    data = [
+        {
+            "name": name,
+            **law.to_json(),
+            "optima": [{"flops": c, **law.optimum(c).to_json()} for c in BUDGETS],
+        }
+        for name, law in known.items()
+    ]
+    if as_json:
+        return emit("laws", {"laws": data})
+    rows = [
+        [
+            name,
+            f"{law.E:.4g}",
+            f"{law.A:.4g}",
+            f"{law.B:.4g}",
+            f"{law.alpha:.4g}",
+            f"{law.beta:.4g}",
+            law.source,
+        ]
+        for name, law in known.items()
+    ]
+    say("loss = E + A / params^alpha + B / tokens^beta, nats per token\n")
+    say(table(rows, ["law", "E", "A", "B", "alpha", "beta", "source"], "lrrrrrl"))
+    say("\ncompute-optimal tokens per parameter (C = 6 N D)\n")
+    ratios = [
+        [name, *(f"{law.optimum(c).tokens_per_param:.3g}" for c in BUDGETS)]
+        for name, law in known.items()
+    ]
+    return say(table(ratios, ["law", *(format_si(c, "FLOP") for c in BUDGETS)], "lrrrrr"))
+
+
+def fit(
+    file: Path,
+    /,
+    *,
+    params: str = "params",
+    flops: str = "flops",
+    loss: str = "loss",
+    tokens: str = "tokens",
+    drop_worst: int = 0,
+    bootstrap: int = 200,
+    seed: int = 0,
+    at: tuple[str, ...] = (),
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit loss = E + A / params^alpha + B / tokens^beta to measured runs.
+
+    Parameters
+    ----------
+    file
+        A CSV file with a header and one row per run.
+    params
+        Column of parameter counts.
+    flops
+        Column of training FLOPs, used where there is no column of tokens: D = C / (6 N).
+    loss
+        Column of final losses, in nats per token.
+    tokens
+        Column of training tokens.
+    drop_worst
+        Leave out that many of the highest losses.
+    bootstrap
+        Resamples behind the intervals; 0 for none.
+    seed
+        Seed of the resampling.
+    at
+        Predict the loss at PARAMS:TOKENS, for example 70B:1.4T; may be given again.
+    output
+        Write the fitted law as JSON, to be read by `isoflop predict`.
+    """
+    from isoflop.laws.fit import fit as fit_law
+
+    wanted = [_read_point(text) for text in at]
+    runs = read_runs(file, params=params, tokens=tokens, flops=flops, loss=loss)
+    result = fit_law(
+        runs.params, runs.tokens, runs.loss, bootstrap=bootstrap, seed=seed, drop_worst=drop_worst
+    )
+    predictions = [result.predict(n, d) for n, d in wanted]
+    data = {
+        **result.to_json(),
+        "tokens_source": runs.tokens_source,
+        "predictions": [p.to_json() for p in predictions],
+    }
+    if output is not None:
+        output.write_text(json.dumps({"schema": "isoflop/1", **data}, indent=2) + "\n")
+        note(f"law written to {output}")
+    if as_json:
+        return emit("fit", data)
+    return say(render_fit(result, predictions))
+
+
+def render_fit(result: FitResult, predictions: list[Prediction]) -> str:
+    """A fit as text: the law, its intervals, and what it confesses."""
+    law = result.law
+    rows = []
+    for name in ("E", "A", "B", "alpha", "beta"):
+        interval = result.intervals[name]
+        span = f"{interval.low:.5g} to {interval.high:.5g}" if interval else "no interval"
+        rows.append([f"  {name}", f"{getattr(law, name):.6g}", span])
+    lines = [
+        f"loss = E + A / params^alpha + B / tokens^beta, {result.n_points} runs",
+        table(rows, ["  parameter", "value", "90 % interval"], "lrl"),
+        f"  objective {result.objective:.10g} (sum of Huber losses, delta {result.delta:g})",
+        f"  {result.starts_agreeing} of {result.starts_tried} starts agree; "
+        f"rms error {100 * result.rms_log_residual:.2g} %, left out {100 * result.rms_left_out:.2g} %",
+        f"  identified: {result.identifiable}",
+    ]
+    if result.tied != "none":
+        lines.append(f"  given, not fitted: {result.tied}: {result.tied_reason}")
+    if result.dropped:
+        lines.append(f"  left out: {len(result.dropped)} runs ({result.dropped[0].reason})")
+    return "\n".join([*lines, *map(_tell_prediction, predictions)])
+
+
+def _tell_prediction(p: Prediction) -> str:
+    span = f"{p.interval.low:.4f} to {p.interval.high:.4f}" if p.interval else p.interval_reason
+    return (
+        f"  predicted at {format_count(p.params)} params, {format_count(p.tokens)} tokens: "
+        f"{p.loss:.4f} ({span}); {p.extrapolation_flops:.3g}x the compute of the largest run"
+    )
+
+
+def _read_point(text: str) -> tuple[float, float]:
+    params, colon, tokens = text.partition(":")
+    if not colon:
+        rule = "is PARAMS:TOKENS"
+        raise InputError("command line", [Problem("--at", text, rule, "for example 70B:1.4T")])
+    return parse_real(params, "--at"), parse_real(tokens, "--at")
+
+
+def predict(
+    law: str,
+    /,
+    *,
+    params: Real | None = None,
+    tokens: Real | None = None,
+    flops: Real | None = None,
+    as_json: Json = False,
+) -> None:
+    """Predict a loss, or the compute-optimal model for a budget.
+
+    Parameters
+    ----------
+    law
+        A published law's name (`isoflop laws`), or a JSON file that `isoflop fit -o` wrote.
+    params
+        Parameters, with --tokens.
+    tokens
+        Training tokens, with --params.
+    flops
+        A budget: gives the optimal parameters and tokens instead.
+    """
+    form = read_law(law)
+    match (params, tokens, flops):
+        case (float(), float(), None):
+            data: dict[str, Any] = {
+                "params": params,
+                "tokens": tokens,
+                "loss": form.loss(params, tokens),
+            }
+        case (None, None, float()):
+            data = {"flops": flops, **form.optimum(flops).to_json()}
+        case _:
+            rule = "is given as --params with --tokens, or as --flops alone"
+            raise InputError("predict", [Problem("size", "missing or mixed", rule)])
+    if as_json:
+        return emit("predict", {"law": form.to_json(), **data})
+    shown = [[f"  {name}", format_exact(value)] for name, value in data.items()]
+    return say(f"{form.name} ({form.source})\n{table(shown, align='lr')}")
+
+
+def read_law(text: str) -> Law:
+    """A law by published name, or from a file that `isoflop fit -o` wrote."""
+    path = Path(text)
+    if not text.endswith(".json"):
+        return find_law(text)
+    try:
+        with path.open("rb") as file:
+            data = json.loads(file.read(LARGEST_LAW_FILE))["law"]
+        A, B, E, alpha, beta = (float(data[name]) for name in ("A", "B", "E", "alpha", "beta"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        rule = "is a JSON file that `isoflop fit -o` wrote"
+        raise InputError(str(path), [Problem("law", text, rule, str(error)[:80])]) from None
+    return Law(A, B, E, alpha, beta, name=path.stem, source=f"fitted, {path}")

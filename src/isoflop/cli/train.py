@@ -1,0 +1,101 @@
+"""isoflop train"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from isoflop.arch import Arch
+from isoflop.cli.options import Json, load_model
+from isoflop.cli.output import emit, note, say
+from isoflop.cli.progress import bar
+from isoflop.count import Workload, flops_training
+from isoflop.errors import Infeasible
+from isoflop.quantity.units import format_bytes, format_exact, format_seconds
+from isoflop.report.text import table
+
+
+def train(
+    recipe: Path,
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the model of a recipe, or go on where it stopped.
+
+    Parameters
+    ----------
+    recipe
+        A TOML file: model, seq_len, batch_size, steps, learning_rate, and what else
+        `isoflop.train.recipe.Recipe` has.
+    output
+        The run's directory; runs/NAME-OF-THE-RECIPE when not given.
+    """
+    from isoflop.train.data import read_corpus
+    from isoflop.train.loop import train as run_training
+    from isoflop.train.recipe import read_recipe
+
+    said = read_recipe(recipe)
+    arch = read_model(said.model, recipe)
+    corpus = read_corpus(said.data)
+    folder = output or Path("runs") / recipe.stem
+    work = Workload.train(said.batch_size, said.seq_len)
+    flops_per_token = float(flops_training(arch, work).value) / said.tokens_per_step
+    with bar(recipe.stem, said.steps) as advance:
+
+        def on_step(row: Mapping[str, Any]) -> None:
+            advance(row["step"], f"loss {row['loss']:.4f}")
+
+        result = run_training(
+            said, arch, corpus, folder, flops_per_token=flops_per_token, on_step=on_step
+        )
+    data = {
+        "run_dir": str(folder),
+        "state": result.state,
+        "reason": result.reason,
+        "step": result.step,
+        "tokens": result.tokens,
+        "loss": result.loss,
+        "val_loss": result.val_loss,
+        "seconds_step": result.seconds_step,
+        "skipped": result.skipped,
+        "bytes_peak_rss": result.bytes_peak_rss,
+    }
+    if as_json:
+        emit("train", data)
+    else:
+        say(_tell(data))
+    if result.state != "finished":
+        note("run the same command again to go on")
+        raise Infeasible(f"the run is {result.state}: {result.reason}")
+
+
+def read_model(model: str | Mapping[str, Any], recipe: Path) -> Arch:
+    """The recipe's model: a name or path as on the command line, or a spec as a table.
+
+    Raises:
+        InputError: no model is given, or it cannot be read.
+    """
+    from isoflop.arch.toml import spec_from_table
+
+    if isinstance(model, str):
+        beside = recipe.parent / model
+        return load_model(str(beside) if model and beside.exists() else model)
+    return spec_from_table(model, str(recipe))
+
+
+def _tell(data: Mapping[str, Any]) -> str:
+    rows = [
+        ["  tokens", format_exact(data["tokens"])],
+        [
+            "  validation loss",
+            f"{data['val_loss']:.4f} nats per byte" if data["val_loss"] else "not evaluated",
+        ],
+        ["  median step", format_seconds(data["seconds_step"] or 0)],
+        ["  peak memory", format_bytes(data["bytes_peak_rss"] or 0)],
+    ]
+    return f"{data['run_dir']}: {data['state']} at step {format_exact(data['step'])}\n{table(rows)}"

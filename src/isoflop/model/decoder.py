@@ -1,0 +1,82 @@
+"""The decoder: embedding, layers, final norm, head. One device, one process; parallelism is
+applied from outside.
+
+Parameter names are a contract, the same paths as in the count trees: `embedding.tokens.weight`,
+`layers.0.attention.q.weight`, `layers.0.feed_forward.down.bias`, `final_norm.weight`, ...
+
+Letters: B batch · T tokens · D d_model · V vocab_size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isoflop.arch.spec import Arch, Attention, Learned, Rope
+from isoflop.errors import InputError, Problem
+from isoflop.model.layer import make_layer
+from isoflop.model.parts import EmbeddingModule, HeadModule, make_norm
+from isoflop.model.rotary import Rotation
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model; `build` makes one.
+
+    Weights are left as PyTorch allocates them: `build` initialises them.
+    """
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.arch = arch
+        self.embedding = EmbeddingModule(arch)
+        self.layers = nn.ModuleList(make_layer(layer, arch.d_model) for layer in arch.layers)
+        self.final_norm = make_norm(arch.final_norm, arch.d_model)
+        self.head = HeadModule(arch.head, arch.embedding.n_rows, arch.d_model)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits [B, T, V] of the token after each; padded rows of the head are cut off.
+
+        Raises:
+            InputError: more tokens than there are learned positions.
+        """
+        x_BTD = self._embed(tokens_BT)
+        rotations = self._rotations(x_BTD)
+        for spec, layer in zip(self.arch.layers, self.layers, strict=True):
+            x_BTD = layer(x_BTD, rotations[spec.name])
+        x_BTD = self.final_norm(x_BTD)
+        logits_BTV: Tensor = self.head(x_BTD, self.embedding.tokens.weight)
+        return logits_BTV[..., : self.arch.vocab_size]
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross entropy in nats per token, in at least single precision.
+
+        A target of -100 is left out of the mean.
+        """
+        logits_BTV = self(tokens_BT)
+        wide = torch.promote_types(logits_BTV.dtype, torch.float32)
+        return F.cross_entropy(logits_BTV.flatten(0, 1).to(wide), targets_BT.flatten())
+
+    def _embed(self, tokens_BT: Tensor) -> Tensor:
+        n_tokens, learned = tokens_BT.shape[-1], self.arch.embedding.position
+        if isinstance(learned, Learned) and n_tokens > learned.n_positions:
+            rule = f"is at most {learned.n_positions}, the learned positions"
+            raise InputError(self.arch.name, [Problem("tokens", n_tokens, rule)])
+        x_BTD: Tensor = self.embedding(tokens_BT, torch.arange(n_tokens, device=tokens_BT.device))
+        return x_BTD
+
+    def _rotations(self, x_BTD: Tensor) -> dict[str, Rotation | None]:
+        """The rotary turns of each kind of layer; equal ones are computed once."""
+        positions_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+        done: dict[tuple[Rope, int], Rotation] = {}
+        found: dict[str, Rotation | None] = {}
+        for name, layer in self.arch.kinds.items():
+            match layer.attention:
+                case Attention(position=Rope() as rope, d_head=d_head):
+                    key = (rope, d_head)
+                    if key not in done:
+                        done[key] = Rotation.of(rope, d_head, positions_T, x_BTD.dtype)
+                    found[name] = done[key]
+                case _:
+                    found[name] = None
+        return found

@@ -1,0 +1,113 @@
+"""One layer: attention, feed-forward and their norms, wired.
+
+Letters: B batch · T tokens · D d_model.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isoflop.arch.spec import Attention, Dense, Layer, Wiring
+from isoflop.errors import Fault
+from isoflop.model.attention import AttentionModule
+from isoflop.model.parts import FeedForwardModule, make_norm
+from isoflop.model.rotary import Rotation
+
+READS_NORMED = (Wiring.PRE, Wiring.SANDWICH)
+ADDS_NORMED = (Wiring.OUTPUT, Wiring.SANDWICH)
+
+
+class LayerModule(nn.Module):
+    """What every wiring shares: the two blocks, and what a block adds to the stream."""
+
+    def __init__(self, spec: Layer, d_model: int) -> None:
+        super().__init__()
+        if not isinstance(spec.attention, Attention) or not isinstance(spec.feed_forward, Dense):
+            raise Fault(f"the layer {spec.name} should have been refused")
+        self.dropout = spec.dropout
+        self.residual_scale = spec.residual_scale
+        self.attention = AttentionModule(spec.attention, d_model)
+        self.feed_forward = FeedForwardModule(spec.feed_forward, d_model)
+
+    def add(self, x_BTD: Tensor, change_BTD: Tensor) -> Tensor:
+        change_BTD = F.dropout(change_BTD, self.dropout, self.training)
+        if self.residual_scale != 1.0:
+            change_BTD = change_BTD * self.residual_scale
+        return x_BTD + change_BTD
+
+
+class SequentialLayer(LayerModule):
+    """x + norm_out(attention(norm_in(x))), then the same with the feed-forward.
+
+    The wirings pre (no norm_out), output (no norm_in) and sandwich (both).
+    """
+
+    def __init__(self, spec: Layer, d_model: int) -> None:
+        super().__init__(spec, d_model)
+        norm_in = spec.norm if spec.wiring in READS_NORMED else None
+        norm_out = spec.norm if spec.wiring in ADDS_NORMED else None
+        self.norm_attention = make_norm(norm_in, d_model)
+        self.norm_attention_out = make_norm(norm_out, d_model)
+        self.norm_feed_forward = make_norm(norm_in, d_model)
+        self.norm_feed_forward_out = make_norm(norm_out, d_model)
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
+        mixed_BTD = self.attention(self.norm_attention(x_BTD), rotation)
+        x_BTD = self.add(x_BTD, self.norm_attention_out(mixed_BTD))
+        fed_BTD = self.feed_forward(self.norm_feed_forward(x_BTD))
+        return self.add(x_BTD, self.norm_feed_forward_out(fed_BTD))
+
+
+class PostNormLayer(LayerModule):
+    """norm(x + attention(x)), then the same with the feed-forward (Vaswani 2017)."""
+
+    def __init__(self, spec: Layer, d_model: int) -> None:
+        super().__init__(spec, d_model)
+        self.norm_attention = make_norm(spec.norm, d_model)
+        self.norm_feed_forward = make_norm(spec.norm, d_model)
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
+        x_BTD = self.norm_attention(self.add(x_BTD, self.attention(x_BTD, rotation)))
+        y_BTD: Tensor = self.norm_feed_forward(self.add(x_BTD, self.feed_forward(x_BTD)))
+        return y_BTD
+
+
+class ParallelLayer(LayerModule):
+    """x + attention(norm(x)) + feed_forward(norm(x)), both blocks reading one norm (PaLM)."""
+
+    def __init__(self, spec: Layer, d_model: int) -> None:
+        super().__init__(spec, d_model)
+        self.norm = make_norm(spec.norm, d_model)
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
+        h_BTD = self.norm(x_BTD)
+        x_BTD = self.add(x_BTD, self.attention(h_BTD, rotation))
+        return self.add(x_BTD, self.feed_forward(h_BTD))
+
+
+class ParallelTwoNormsLayer(LayerModule):
+    """x + attention(norm_1(x)) + feed_forward(norm_2(x)) (GPT-NeoX)."""
+
+    def __init__(self, spec: Layer, d_model: int) -> None:
+        super().__init__(spec, d_model)
+        self.norm_attention = make_norm(spec.norm, d_model)
+        self.norm_feed_forward = make_norm(spec.norm, d_model)
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
+        fed_BTD = self.feed_forward(self.norm_feed_forward(x_BTD))
+        x_BTD = self.add(x_BTD, self.attention(self.norm_attention(x_BTD), rotation))
+        return self.add(x_BTD, fed_BTD)
+
+
+def make_layer(spec: Layer, d_model: int) -> LayerModule:
+    """The module of a layer, by its wiring."""
+    match spec.wiring:
+        case Wiring.PRE | Wiring.OUTPUT | Wiring.SANDWICH:
+            return SequentialLayer(spec, d_model)
+        case Wiring.POST:
+            return PostNormLayer(spec, d_model)
+        case Wiring.PARALLEL:
+            return ParallelLayer(spec, d_model)
+        case Wiring.PARALLEL_TWO_NORMS:
+            return ParallelTwoNormsLayer(spec, d_model)

@@ -1,0 +1,69 @@
+"""What of a spec can be built, and what is refused, field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from isoflop.arch.spec import (
+    Arch,
+    Attention,
+    Dense,
+    Full,
+    Layer,
+    LinearScaling,
+    Llama3Scaling,
+    Rope,
+    Window,
+)
+from isoflop.errors import InputError, Problem
+
+
+def check_supported(arch: Arch) -> None:
+    """Refuse a spec that the model cannot follow exactly.
+
+    Raises:
+        InputError: each unsupported field, and what is supported there.
+    """
+    problems = list(_whole(arch))
+    for layer in arch.kinds.values():
+        problems += _layer(layer)
+    if problems:
+        raise InputError(arch.name, problems)
+
+
+def _whole(arch: Arch) -> Iterator[Problem]:
+    if arch.encoder is not None:
+        yield Problem("encoder", "Encoder", "is None: decoders are built")
+    if arch.vision is not None:
+        yield Problem("vision", "VisionTower", "is None: text models are built")
+    width = arch.embedding.d_embed
+    if arch.head.tied and width not in (None, arch.d_model):
+        rule = f"is d_model={arch.d_model} where the head is tied"
+        yield Problem("embedding.d_embed", width, rule)
+
+
+def _layer(layer: Layer) -> Iterator[Problem]:
+    place = f"layers.{layer.name}"
+    if layer.cross is not None:
+        yield Problem(f"{place}.cross", "Attention", "is None: decoders are built")
+    if not isinstance(layer.feed_forward, Dense):
+        yield Problem(f"{place}.feed_forward", layer.feed_forward.kind, "is dense")
+    if isinstance(layer.attention, Attention):
+        yield from _attention(f"{place}.attention", layer.attention)
+    else:
+        rule = "is attention (multi-head, grouped-query or multi-query)"
+        yield Problem(f"{place}.attention", layer.attention.kind, rule)
+
+
+def _attention(place: str, attention: Attention) -> Iterator[Problem]:
+    if not isinstance(attention.position, Rope | None):
+        yield Problem(f"{place}.position", attention.position.kind, "is rope or None")
+    elif attention.position is not None:
+        scaling = attention.position.scaling
+        if not isinstance(scaling, LinearScaling | Llama3Scaling | None):
+            rule = "is linear, llama3 or None"
+            yield Problem(f"{place}.position.scaling", scaling.kind, rule)
+    if not isinstance(attention.span, Full | Window):
+        yield Problem(f"{place}.span", attention.span.kind, "is full or window")
+    if attention.sinks:
+        yield Problem(f"{place}.sinks", attention.sinks, "is False")

@@ -1,0 +1,109 @@
+"""Figures of a ladder, as files. matplotlib only; no display is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from isoflop.quantity.units import format_count
+from isoflop.study.loop import Loop, Result
+
+STYLE: Any = {  # matplotlib types its keys one by one
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "figure.dpi": 150,
+    "svg.fonttype": "none",
+}
+#: One colour per size, dark to light; the held-out run has its own.
+COLOURS = ("#2b4c7e", "#3f8f8b", "#c08a2d", "#7a4f8a")
+HELD_OUT = "#c0392b"
+
+
+def draw(loop: Loop, folder: Path) -> list[Path]:
+    """All figures of a loop, as PNG; returns their paths."""
+    with mpl.rc_context(STYLE):
+        figures = {
+            "loss.png": _loss_figure(loop),
+            "predicted-measured.png": _agreement_figure(loop),
+        }
+        for name, figure in figures.items():
+            figure.savefig(folder / name)
+    return [folder / name for name in figures]
+
+
+def _loss_figure(loop: Loop) -> Figure:
+    """Loss over tokens, a line per size, and the held-out run with its predicted interval."""
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    sizes = sorted({r.rung.params for r in loop.results})
+    for size, colour in zip(sizes, COLOURS, strict=False):
+        rows = [r for r in loop.results if r.rung.params == size]
+        _law_line(axes, loop, size, colour)
+        axes.plot(*_points(rows), "o", color=colour, label=f"{format_count(size)} parameters")
+    _held_out(axes, loop)
+    axes.axhline(loop.baseline, color="#888", linestyle=":", linewidth=1)
+    axes.annotate("order-2 Markov model", (1, loop.baseline), xycoords=("axes fraction", "data"),
+                  ha="right", va="bottom", color="#666", fontsize=9)  # fmt: skip
+    axes.set(xscale="log", xlabel="training tokens (bytes)", ylabel="validation loss (nats per byte)",
+             title="A law fitted to small runs, and the run it never saw")  # fmt: skip
+    axes.legend(frameon=False)
+    return figure
+
+
+def _points(rows: list[Result]) -> tuple[list[int], list[float]]:
+    return [r.rung.tokens for r in rows], [r.outcome.val_loss for r in rows]
+
+
+def _law_line(axes: Axes, loop: Loop, params: int, colour: str) -> None:
+    tokens = [r.rung.tokens for r in (*loop.results, loop.target)]
+    span = np.geomspace(min(tokens) * 0.8, max(tokens) * 1.25, 100)
+    axes.plot(
+        span, [loop.law.law.loss(params, t) for t in span], color=colour, linewidth=1, alpha=0.7
+    )
+
+
+def _held_out(axes: Axes, loop: Loop) -> None:
+    rung, loss = loop.target.rung, loop.loss
+    _law_line(axes, loop, rung.params, HELD_OUT)
+    if loss.low is not None and loss.high is not None:
+        reach = [[loss.predicted - loss.low], [loss.high - loss.predicted]]
+        axes.errorbar([rung.tokens], [loss.predicted], yerr=reach, color=HELD_OUT, capsize=5,
+                      fmt="_", label="predicted, 90 % interval")  # fmt: skip
+    axes.plot([rung.tokens], [loss.measured], "*", color=HELD_OUT, markersize=13,
+              label=f"held out: {format_count(rung.params)} parameters")  # fmt: skip
+
+
+def _agreement_figure(loop: Loop) -> Figure:
+    """Predicted against measured seconds and bytes of every run; the line is a perfect hit."""
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    runs = (*loop.results, loop.target)
+    _agreement(
+        left, [(r.seconds.measured, r.seconds.predicted) for r in runs], "seconds of training", 1
+    )
+    memory = [(r.bytes_peak.measured, r.bytes_peak.predicted) for r in runs]
+    _agreement(right, memory, "peak memory (MB)", 1e6)
+    return figure
+
+
+def _agreement(axes: Axes, pairs: list[tuple[float, float]], what: str, unit: float) -> None:
+    measured, predicted = (np.array(x) / unit for x in zip(*pairs, strict=True))
+    ends = np.array(
+        [min(measured.min(), predicted.min()) * 0.8, max(measured.max(), predicted.max()) * 1.25]
+    )
+    axes.plot(ends, ends, color="#888", linewidth=1)
+    axes.fill_between(
+        ends, ends * 0.8, ends * 1.2, color="#888", alpha=0.15, linewidth=0, label="within 20 %"
+    )
+    axes.plot(measured[:-1], predicted[:-1], "o", color=COLOURS[0], label="rungs")
+    axes.plot(measured[-1:], predicted[-1:], "*", color=HELD_OUT, markersize=13, label="held out")
+    axes.set(xscale="log", yscale="log", xlabel="measured", ylabel="predicted", title=what)
+    axes.legend(frameon=False, loc="upper left")

@@ -1,0 +1,148 @@
+"""What a training run is told: one frozen value, read from TOML or built in Python."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from isoflop.arch.rules import Rules
+from isoflop.errors import InputError, Problem, nearest
+
+Precision: TypeAlias = Literal["fp32", "bf16"]
+
+#: The name of the default corpus, `ByteCorpus.python_library`.
+PYTHON_LIBRARY = "python-library"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to train: with the arch, the data and the machine's kind it decides every bit.
+
+    Attributes:
+        model: a zoo name, a path, or a spec as a table; whoever reads the recipe resolves it.
+        data: `python-library`, or the path of a text file or folder.
+        batch_size: sequences per step, over all workers.
+        warmup_steps: steps before the full learning rate.
+        min_lr_ratio: the last step's learning rate as a share of the full one.
+        grad_clip: the largest global norm a gradient is applied with.
+        threads: CPU threads; another number gives other bits, so it belongs to the recipe.
+        precision: `bf16` computes in bfloat16 by autocast and keeps weights in fp32.
+        eval_every: steps between evaluations; 0 means only after the last step.
+        eval_bytes: validation bytes per evaluation, rounded down to whole sequences.
+        checkpoint_every: steps between checkpoints; 0 means only at the end.
+
+    Raises:
+        InputError: any rule broken; all broken rules are listed.
+    """
+
+    seq_len: int
+    batch_size: int
+    steps: int
+    learning_rate: float
+    model: str | Mapping[str, Any] = ""
+    data: str = PYTHON_LIBRARY
+    warmup_steps: int = 0
+    min_lr_ratio: float = 0.1
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = 1.0
+    seed: int = 0
+    threads: int = 1
+    precision: Precision = "fp32"
+    eval_every: int = 0
+    eval_bytes: int = 65_536
+    checkpoint_every: int = 0
+    log_every: int = 1
+
+    def __post_init__(self) -> None:
+        rules = Rules(self, where="recipe")
+        for name in ("seq_len", "batch_size", "steps", "threads", "eval_bytes", "log_every"):
+            rules.size(name)
+        for name in ("warmup_steps", "seed", "eval_every", "checkpoint_every"):
+            rules.size(name, least=0)
+        rules.real("learning_rate", above=0).real("min_lr_ratio", least=0)
+        rules.real("weight_decay", least=0).real("grad_clip", above=0)
+        rules.one_of("precision", Precision)
+        pair = isinstance(self.betas, tuple) and len(self.betas) == 2
+        rules.must("betas", "is two numbers from 0 up to, not including, 1",
+                   pair and all(_is_share(beta) for beta in self.betas))  # fmt: skip
+        rules.must("data", "is a path or python-library", isinstance(self.data, str) and self.data != "",
+                   value=repr(self.data))  # fmt: skip
+        if not rules.broken:
+            rules.must("min_lr_ratio", "is at most 1", self.min_lr_ratio <= 1)
+            rules.must("warmup_steps", f"is less than steps={self.steps}",
+                       self.warmup_steps < self.steps)  # fmt: skip
+            rules.must("eval_bytes", f"is at least seq_len={self.seq_len}",
+                       self.eval_bytes >= self.seq_len)  # fmt: skip
+        rules.close()
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.seq_len
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_recipe(path: Path | str) -> Recipe:
+    """A recipe from a TOML file: the fields of `Recipe` at the top level.
+
+    Raises:
+        InputError: unreadable, not TOML, or wrong fields; all of them are listed.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            table = tomllib.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(str(path), [Problem("file", why, "is a readable TOML file")]) from None
+    return parse_recipe(table, where=str(path))
+
+
+def parse_recipe(table: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from parsed values.
+
+    >>> parse_recipe({"seq_len": 8, "batch_size": 2, "steps": 4, "learning_rat": 0.1})
+    Traceback (most recent call last):
+    isoflop.errors.InputError: recipe: learning_rat=0.1: must hold: is a field of a recipe
+    (did you mean learning_rate?)
+    recipe: learning_rate=missing: must hold: is given
+    """
+    known = {field.name: field for field in fields(Recipe)}
+    problems = [
+        Problem(key, value, "is a field of a recipe", _did_you_mean(key, known))
+        for key, value in table.items()
+        if key not in known
+    ]
+    missing = [name for name, field in known.items() if _required(field) and name not in table]
+    problems += [Problem(name, "missing", "is given") for name in missing]
+    given = {key: value for key, value in table.items() if key in known}
+    if isinstance(given.get("betas"), list):
+        given["betas"] = tuple(given["betas"])
+    if missing:
+        raise InputError(where, problems)
+    try:
+        recipe = Recipe(**given)
+    except InputError as error:
+        raise InputError(where, [*problems, *error.problems]) from None
+    if problems:
+        raise InputError(where, problems)
+    return recipe
+
+
+def _did_you_mean(key: str, known: Mapping[str, object]) -> str:
+    near = nearest(key, known)
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+def _required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _is_share(value: object) -> bool:
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return real and math.isfinite(value) and 0 <= value < 1  # type: ignore[arg-type,operator]  # `real` has checked it

@@ -1,0 +1,194 @@
+"""The command line as a user meets it: real processes, exit codes, streams, published JSON."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from isoflop.cli.app import COMMANDS, PLANS
+from isoflop.cli.outputs import OUTPUTS, schemas, validate
+
+ROOT = Path(__file__).parent.parent
+
+
+def isoflop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "isoflop", *arguments],
+        capture_output=True, text=True, cwd=cwd, check=False, timeout=120,
+        env={**os.environ, "COLUMNS": "100"},
+    )  # fmt: skip
+
+
+def answer(*arguments: str) -> dict[str, Any]:
+    done = isoflop(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refused(*arguments: str, code: int = 2) -> str:
+    """The error text of a command that must fail without data and without a traceback."""
+    done = isoflop(*arguments)
+    assert done.returncode == code, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def runs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of a planted law."""
+    path = tmp_path_factory.mktemp("runs") / "runs.csv"
+    rows = [
+        f"{n},{6 * n * d},{1.8 + 400 / n**0.34 + 1500 / d**0.36}"
+        for n in (10**7, 10**8, 10**9)
+        for d in (10**9, 10**10, 10**11)
+    ]
+    path.write_text("N,C,L\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_known_totals_come_out_of_the_command_line() -> None:
+    assert answer("count", "gpt3-175b")["params"]["total"] == 174_604_259_328
+    data = answer("count", "llama-3-8b", "--seq-len", "8192", "--batch", "4")
+    assert data["params"]["total"] == 8_030_261_248
+    assert data["memory"]["bytes_kv_cache"] == 4 * 8192 * 2 * 32 * 8 * 128 * 2
+    assert data["memory"]["bytes_total"] == data["memory"]["tree"]["value"]
+
+
+def test_a_config_json_counts_like_the_zoo(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256,
+        "max_position_embeddings": 8192, "rope_theta": 500000.0, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert answer("count", str(tmp_path))["params"]["total"] == 8_030_261_248
+    gpt3 = {
+        "model_type": "gpt2",
+        "n_embd": 12288,
+        "n_layer": 96,
+        "n_head": 96,
+        "n_positions": 2048,
+        "vocab_size": 50257,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(gpt3))
+    assert answer("count", str(tmp_path / "config.json"))["params"]["total"] == 174_604_259_328
+
+
+def commands(runs: Path) -> dict[str, list[str]]:
+    return {
+        "models": ["models"],
+        "show": ["show", "llama-3.1-8b"],
+        "count": ["count", "palm-540b"],
+        "explain": ["explain", "gpt2", "layer/attention"],
+        "hardware": ["hardware"],
+        "plan train": ["plan", "train", "llama-3-8b", "--tokens", "15T", "--on", "512xh100-sxm"],
+        "plan serve": ["plan", "serve", "llama-3-70b", "--on", "8xh100-sxm", "--precision", "int8"],
+        "laws": ["laws"],
+        "fit": ["fit", str(runs), "--params", "N", "--flops", "C", "--loss", "L", "--at", "70B:1T"],
+        "predict": ["predict", "besiroglu-2024", "--flops", "1e21"],
+        "check": ["check", "gpt2"],
+    }
+
+
+@pytest.mark.parametrize("name", commands(Path()))
+def test_json_is_what_the_schema_says(name: str, runs_file: Path) -> None:
+    done = isoflop(*commands(runs_file)[name], "--json")
+    assert done.returncode == 0, done.stderr
+    validate(name, done.stdout)
+
+
+def test_the_schema_guard_can_fail() -> None:
+    with pytest.raises(ValidationError):
+        validate(
+            "models", '{"schema": "isoflop/1", "command": "models", "models": [{"name": "x"}]}'
+        )
+
+
+def test_the_published_schema_is_up_to_date() -> None:
+    published = json.loads((ROOT / "docs" / "schema.json").read_text())
+    assert published["commands"] == json.loads(json.dumps(schemas())), "run `make schema`"
+
+
+def test_every_command_with_json_has_a_schema() -> None:
+    said = {*COMMANDS, *(f"plan {name}" for name in PLANS)}
+    assert set(OUTPUTS) | {"schema"} == said
+
+
+@pytest.mark.parametrize(("place", "line"), [*COMMANDS.values(), *PLANS.values()])
+def test_the_help_line_is_the_handlers_own(place: str, line: str) -> None:
+    module, _, name = place.partition(":")
+    doc = getattr(importlib.import_module(f"isoflop.cli.{module}"), name).__doc__
+    assert doc is not None
+    assert doc.startswith(line.rstrip(".")), (place, line)
+
+
+def test_all_problems_are_listed_one_to_a_line() -> None:
+    text = refused("plan", "train", "gpt2", "--tokens", "1B", "--on", "8xh100-sxm",
+                   "--seq-len", "1024", "--mfu", "3", "--recompute", "some")  # fmt: skip
+    lines = text.strip().splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("error: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["count", "llama-3-9b"], "did you mean llama-3-8b"),
+        (["cuont", "gpt2"], "Did you mean"),
+        (["count", "gpt2", "--seq-len", "x"], "--seq-len"),
+        (["count", "gpt2", "--seq-len", "9" * 5000], "--seq-len"),
+        (["count", "gpt2", "--seq-len", "4096"], "1024"),
+        (["count", "gpt2", "--precision", "fp17"], "fp16"),
+        (["count"], "MODEL"),
+        (["explain", "gpt2", "layer/attentoin"], "did you mean attention"),
+        (["hardware", "h100-sxn"], "h100-sxm"),
+        (["plan", "serve", "gpt2", "--on", "0xh100-sxm"], "h100"),
+        (["predict", "chinchilla", "--flops", "1e21"], "law"),
+        (["predict", "besiroglu-2024"], "--flops"),
+        (["fit", "no-such.csv"], "no-such.csv"),
+        (["count", "nowhere/config.json"], "nowhere"),
+        (["schema", "cuont"], "count"),
+    ],
+)  # fmt: skip
+def test_bad_input_exits_two_and_says_what_is_wrong(arguments: list[str], says: str) -> None:
+    assert says in refused(*arguments)
+
+
+def test_an_infeasible_plan_exits_three() -> None:
+    text = refused(
+        "plan", "train", "gpt3-175b", "--tokens", "300B", "--on", "8xa100-sxm-80gb", code=3
+    )
+    assert "fits" in text
+    done = isoflop("plan", "serve", "llama-3-8b", "--on", "h100-sxm", "--tpot", "1us")
+    assert done.returncode == 3
+    assert "limit" in done.stderr
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m isoflop models | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith("model")
+
+
+def test_a_fitted_law_is_read_back(runs_file: Path, tmp_path: Path) -> None:
+    law = tmp_path / "law.json"
+    columns = ["--params", "N", "--flops", "C", "--loss", "L"]
+    fitted = answer("fit", str(runs_file), *columns, "-o", str(law))
+    assert fitted["law"]["alpha"] == pytest.approx(0.34, abs=1e-4)
+    predicted = answer("predict", str(law), "--params", "1e9", "--tokens", "1e11")
+    assert predicted["loss"] == pytest.approx(1.8 + 400 / 1e9**0.34 + 1500 / 1e11**0.36, rel=1e-5)

@@ -1,0 +1,57 @@
+"""What the documents show is what happens: every console block is run and compared."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
+
+
+def examples() -> list[tuple[str, str, str]]:
+    """(page, command, expected output) of every `$ isoflop ...` in a console block."""
+    found = []
+    for page in PAGES:
+        for block in BLOCK.findall(page.read_text()):
+            for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+                command, _, output = part.partition("\n")
+                found.append((page.name, command, output.strip("\n")))
+    return found
+
+
+@pytest.mark.parametrize(("page", "command", "expected"), examples())
+def test_an_example_prints_what_the_page_shows(page: str, command: str, expected: str) -> None:
+    program, *arguments = shlex.split(command)
+    assert program == "isoflop", f"{page}: only isoflop is run here"
+    done = subprocess.run(
+        [sys.executable, "-m", "isoflop", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert same(expected, done.stdout.strip("\n")), (
+        f"{page}: $ {command}\n{done.stdout}{done.stderr}"
+    )
+
+
+def same(expected: str, real: str) -> bool:
+    """Equal but for trailing spaces; a line of ... stands for any lines."""
+    pattern = "\n".join(
+        r"(?:.*\n?)*?" if line.strip() == "..." else re.escape(line.rstrip())
+        for line in expected.splitlines()
+    )
+    return re.fullmatch(pattern, "\n".join(line.rstrip() for line in real.splitlines())) is not None
+
+
+def test_the_comparison_can_fail() -> None:
+    assert same("a\n...\nc", "a\nb\nc")
+    assert not same("a\nb", "a\nc")
+    assert not same("a", "a\nb")
