@@ -193,6 +193,14 @@ def test_decoding_at_batch_1_reads_every_active_weight_once() -> None:
     assert float(plan.seconds_per_token.value) == pytest.approx(2 * n_params / 3.35e12, rel=0.002)
 
 
+def test_a_prompt_needs_the_logits_of_its_last_token_only() -> None:
+    def head(tokens: int) -> float:
+        plan = plan_serve(LLAMA3_8B, H100, input_tokens=tokens, output_tokens=1, batch=1)
+        return float(plan.seconds_prefill.find("head").value)
+
+    assert head(4096) == head(16)
+
+
 def test_few_tokens_read_few_experts() -> None:
     """Mixtral's shape: at batch 1 two of eight experts are read, at batch 64 all eight."""
 

@@ -312,6 +312,15 @@ def test_a_plan_keeps_what_it_refused_and_says_what_bound_it() -> None:
     assert plan.bytes_per_accelerator.value <= plan.cluster.chip.bytes_memory.value
 
 
+def test_a_layout_given_is_used_as_it_is_micro_batch_included() -> None:
+    wanted = Layout(tp=2, pp=3, dp=1, micro_batch=4)
+    plan = plan_train(SMALL, 10**6, parse_cluster("8xh100-sxm"), seq_len=512, global_batch=16,
+                      layout=wanted)  # fmt: skip
+    alone = bytes_per_accelerator(job(SMALL, batch=4), wanted, 16)
+    assert plan.layout == wanted
+    assert plan.bytes_per_accelerator.value == alone.value
+
+
 def test_a_model_that_fits_nowhere_is_infeasible_with_the_closest() -> None:
     with pytest.raises(
         Infeasible, match=r"closest tp=1 pp=1 .*largest part bytes_optimizer"

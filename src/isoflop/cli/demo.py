@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,12 +20,14 @@ from isoflop.report.text import table
 
 if TYPE_CHECKING:
     from isoflop.hardware.profile import Profile
-    from isoflop.study.ladder import Ladder
+    from isoflop.study.ladder import Ladder, Rung
     from isoflop.study.loop import Loop, Result
 
 #: Shares of the demo's time: calibration, and the training of all runs. The rest is
 #: imports, evaluation, fits, figures, and room for a machine that is busier than it was.
-SHARE_CALIBRATE, SHARE_TRAIN = 0.12, 0.55
+SHARE_CALIBRATE, SHARE_TRAIN = 0.12, 0.5
+#: Kept for the held-out run's evaluation, the baseline and the figures.
+SECONDS_END = 12.0
 MINUTES_LEAST = 0.5
 
 
@@ -85,8 +87,10 @@ class Story:
     threads: int
     told: Callable[[str], None]
 
+    def __post_init__(self) -> None:
+        self.began = time.monotonic()
+
     def tell(self) -> dict[str, Any]:
-        began = time.monotonic()
         gpt3 = self.price_gpt3()
         profile = self.calibrate()
         ladder = self.plan(profile)
@@ -94,8 +98,8 @@ class Story:
         figures = self.compare(loop)
         data = {
             "directory": str(self.folder),
-            "machine": profile.machine.to_json(),
-            "seconds_total": time.monotonic() - began,
+            "machine": asdict(profile.machine),
+            "seconds_total": time.monotonic() - self.began,
             "gpt3": gpt3,
             **loop.to_json(),
             "figures": figures,
@@ -131,20 +135,19 @@ class Story:
 
     def calibrate(self) -> Profile:
         """Measure this machine's kernels; no model is known to the measurement."""
-        from isoflop.check.calibrate import calibrate
+        from isoflop.cli.check import describe_profile, measure
 
         self.chapter(2, f"This machine, measured with {self.threads} threads")
         budget = SHARE_CALIBRATE * self.seconds
-        with bar("calibrating", budget) as advance:
-            profile = calibrate(threads=self.threads, seconds_budget=budget, on_progress=advance)
-        (self.folder / "profile.json").write_text(profile.to_json_text())
-        self.told(profile.summary())
+        profile = measure(self.threads, budget)
+        (self.folder / "profile.json").write_text(json.dumps(profile.to_json(), indent=1) + "\n")
+        self.told(describe_profile(profile))
         return profile
 
     def plan(self, profile: Profile) -> Ladder:
         """The longest ladder that fits the time, each run predicted before it is made."""
         from isoflop.plan.cost import step_cost
-        from isoflop.plan.peak import step_peak
+        from isoflop.plan.peak import peak_memory
         from isoflop.study.ladder import plan_ladder
 
         self.chapter(3, "A ladder of small models, predicted")
@@ -152,7 +155,7 @@ class Story:
             SHARE_TRAIN * self.seconds,
             self.threads,
             lambda arch, work: step_cost(arch, work, profile),
-            lambda arch, work: step_peak(arch, work, profile),
+            lambda arch, work: peak_memory(arch, work, profile),
         )
         rows = [
             [
@@ -197,13 +200,34 @@ class Story:
         )
         self.chapter(5, "The law these runs give, and its word on the held-out run")
         law = fit_ladder(results)
-        target = ladder.target
+        target = self.keep_time(ladder, results)
         prediction = law.predict(target.params, target.tokens)
         from isoflop.cli.laws import render_fit
 
         self.told(render_fit(law, [prediction]))
         outcome = train(target)
         return Loop(results, law, prediction, Result.of(target, outcome), baseline())
+
+    def keep_time(self, ladder: Ladder, results: tuple[Result, ...]) -> Rung:
+        """The held-out run, cut where the machine has become too slow for it."""
+        from isoflop.study.ladder import shorten
+
+        target = ladder.target
+        slowness = sum(r.seconds.measured for r in results) / sum(
+            r.seconds.predicted for r in results
+        )
+        left = self.seconds - (time.monotonic() - self.began) - SECONDS_END
+        needed = float(target.seconds.value) * max(1.0, slowness)
+        longest = max(r.recipe.steps for r in ladder.rungs)
+        steps = max(longest, int(target.recipe.steps * left / needed))
+        if steps >= target.recipe.steps:
+            return target
+        cut = shorten(target, steps)
+        self.told(
+            f"  the runs took {slowness:.2f} times what was predicted: to keep the time, the "
+            f"held-out run gets {format_count(cut.tokens)} tokens, not {format_count(target.tokens)}\n"
+        )
+        return cut
 
     def _row(self, r: Result) -> list[str]:
         return [

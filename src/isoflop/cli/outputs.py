@@ -341,10 +341,25 @@ class Compared(BaseModel):
     error: float
 
 
-class RunCheck(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
+class RunCheck(Out):
     seconds_step: Compared
     bytes_peak: Compared
+    steps: int
+    seconds_cpu: float
+    peak_source: str
+
+
+class OperatorSeconds(Out):
+    """Seconds of one operator in a step, all copies; measured under a profiler."""
+
+    path: str
+    predicted: float
+    measured: float
+
+
+class Calibrate(Command):
+    output: str
+    profile: dict[str, Any]
 
 
 class Check(Command):
@@ -352,6 +367,7 @@ class Check(Command):
     rows: list[Row]
     disagreements: int
     run: RunCheck | None = None
+    operators: list[OperatorSeconds] | None = None
 
 
 class Train(Command):
@@ -413,6 +429,7 @@ OUTPUTS: dict[str, type[BaseModel]] = {
     "laws": Laws,
     "fit": Fit,
     "predict": Predict,
+    "calibrate": Calibrate,
     "check": Check,
     "train": Train,
     "demo": Demo,

@@ -8,7 +8,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from isoflop.quantity.units import format_count
 from isoflop.study.loop import Loop, Result
@@ -25,6 +27,8 @@ STYLE: Any = {  # matplotlib types its keys one by one
 #: One colour per size, dark to light; the held-out run has its own.
 COLOURS = ("#2b4c7e", "#3f8f8b", "#c08a2d", "#7a4f8a")
 HELD_OUT = "#c0392b"
+#: Axes that span less than this factor are easier to read straight.
+LOGARITHMIC_FROM = 4
 
 
 def draw(loop: Loop, folder: Path) -> list[Path]:
@@ -54,8 +58,16 @@ def _loss_figure(loop: Loop) -> Figure:
                   ha="right", va="bottom", color="#666", fontsize=9)  # fmt: skip
     axes.set(xscale="log", xlabel="training tokens (bytes)", ylabel="validation loss (nats per byte)",
              title="A law fitted to small runs, and the run it never saw")  # fmt: skip
+    _plain_ticks(axes.xaxis)
     axes.legend(frameon=False)
     return figure
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """A logarithmic axis labelled as people write numbers: 200 K, 1 M."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _points(rows: list[Result]) -> tuple[list[int], list[float]]:
@@ -105,5 +117,9 @@ def _agreement(axes: Axes, pairs: list[tuple[float, float]], what: str, unit: fl
     )
     axes.plot(measured[:-1], predicted[:-1], "o", color=COLOURS[0], label="rungs")
     axes.plot(measured[-1:], predicted[-1:], "*", color=HELD_OUT, markersize=13, label="held out")
-    axes.set(xscale="log", yscale="log", xlabel="measured", ylabel="predicted", title=what)
+    axes.set(xlabel="measured", ylabel="predicted", title=what)
+    if ends[1] / ends[0] > LOGARITHMIC_FROM:
+        axes.set(xscale="log", yscale="log")
+        _plain_ticks(axes.xaxis)
+        _plain_ticks(axes.yaxis)
     axes.legend(frameon=False, loc="upper left")

@@ -7,7 +7,7 @@ their exponents apart; the target is larger than every rung in both.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from isoflop.arch import Arch, llama
@@ -116,6 +116,14 @@ def plan_ladder(seconds: float, threads: int, price_time: Price, price_memory: P
         tuple(rung(size, times) for times in TOKENS for size in SHAPES),
         rung(TARGET_SHAPE, TARGET_TOKENS),
     )
+
+
+def shorten(rung: Rung, steps: int) -> Rung:
+    """The same run with fewer steps; its predictions follow."""
+    step = rung.seconds.total / rung.recipe.steps
+    recipe = make_recipe(rung.arch, steps, rung.recipe.threads)
+    seconds = Node("seconds_run", "seconds", step * steps, (), source=rung.seconds.source)
+    return replace(rung, recipe=recipe, seconds=seconds)
 
 
 def repeat(step: Node, steps: int) -> Node:

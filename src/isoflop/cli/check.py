@@ -1,0 +1,250 @@
+"""isoflop calibrate · isoflop check"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from isoflop.arch import Arch
+from isoflop.cli.options import Count, Duration, Json, load_model
+from isoflop.cli.output import emit, note, say
+from isoflop.cli.progress import bar
+from isoflop.errors import Infeasible, InputError, Problem
+from isoflop.quantity.units import (
+    format_bytes,
+    format_count,
+    format_exact,
+    format_seconds,
+    format_si,
+)
+from isoflop.report.text import table
+
+if TYPE_CHECKING:
+    from isoflop.check.agree import Row
+    from isoflop.check.run import RunCheck
+    from isoflop.hardware.profile import Profile
+
+#: A calibration this long meets the stated error; shorter ones have a wider spread.
+SECONDS_CALIBRATE = 30.0
+#: Largest share of this machine's memory that `check --run` will take.
+SHARE_OF_MEMORY = 0.7
+#: Operators shown with their part of a step's miss.
+OPERATORS_SHOWN = 12
+
+
+def calibrate_command(
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("profile.json"),
+    threads: int | None = None,
+    seconds: Duration = SECONDS_CALIBRATE,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine: what its kernels really take.
+
+    Parameters
+    ----------
+    output
+        The profile is written there; `isoflop check --run --profile` reads it.
+    threads
+        CPU threads; 2, or as many as there are, when not given.
+    seconds
+        How long to measure, such as 30s; longer narrows the spread.
+    """
+    from isoflop.runs import write_whole
+
+    profile = measure(threads, seconds)
+    data = profile.to_json()
+    write_whole(output, (json.dumps(data, indent=1) + "\n").encode())
+    note(f"profile written to {output}")
+    if as_json:
+        return emit("calibrate", {"output": str(output), "profile": data})
+    return say(describe_profile(profile))
+
+
+def measure(threads: int | None, seconds: float) -> Profile:
+    """A calibration with a progress line."""
+    from isoflop.check.calibrate import calibrate
+    from isoflop.check.measure import n_cores
+
+    n_threads = min(2, n_cores()) if threads is None else threads
+    with bar(f"calibrating {n_threads} threads", 1.0) as advance:
+        return calibrate(
+            threads=n_threads,
+            seconds_budget=seconds,
+            on_progress=lambda what, share: advance(share, what),
+        )
+
+
+def describe_profile(profile: Profile) -> str:
+    """A profile in a few lines: the machine, and the best its kernels reached."""
+    machine = profile.machine
+    rows = [
+        ["  machine", f"{machine.cpu}, {machine.n_threads} of {machine.n_cores} cores, {machine.system}"],
+        ["  with", f"torch {machine.torch}, {machine.date}"],
+        *([f"  {name}", value] for name, value in highlights(profile).items()),
+        ["  pace", f"{profile.pace.low:.2f} to {profile.pace.high:.2f} of the median while measuring"],
+        ["  measured", f"{len(profile.curves)} curves, {profile.n_rounds} rounds, {format_seconds(profile.seconds_spent)}"],
+    ]  # fmt: skip
+    return table(rows)
+
+
+def highlights(profile: Profile) -> dict[str, str]:
+    """The best rates on the grid, and the least a call costs."""
+    from itertools import product
+    from math import prod
+
+    linear, add = profile.curve("linear_forward"), profile.curve("add_forward")
+    best = max(2 * prod(sizes) / linear.at(*sizes) for sizes in product(*linear.grid))
+    least, most = add.grid[0][0], add.grid[0][-1]
+    moved = 3 * 4 * most / add.at(most)  # two fp32 numbers read and one written
+    return {
+        "matrix products": f"up to {format_si(best, 'FLOP/s')}",
+        "memory": f"{format_si(moved, 'B/s')} adding {format_count(most)} numbers",
+        "least call": f"{format_seconds(add.at(least))} for {format_count(least)} numbers",
+    }
+
+
+def read_profile(path: Path) -> Profile:
+    """A profile that `isoflop calibrate` wrote.
+
+    Raises:
+        InputError: no such file, or not a profile.
+    """
+    from isoflop.arch.foreign import parse_json, read_file
+    from isoflop.hardware.profile import Profile
+
+    return Profile.from_json(parse_json(read_file(path), str(path)), str(path))
+
+
+def check(
+    model: str,
+    /,
+    *,
+    run: Annotated[bool, Parameter(negative="")] = False,
+    batch: Count = 8,
+    seq_len: Count | None = None,
+    profile: Path | None = None,
+    threads: int | None = None,
+    as_json: Json = False,
+) -> None:
+    """Hold derived numbers against the built module, and a real run.
+
+    Parameters
+    ----------
+    model
+        A zoo name, a config.json or its folder, a TOML spec, or hf:ORG/NAME.
+    run
+        Also train a few steps here: seconds and memory, predicted and measured.
+    batch
+        Sequences per step of that run.
+    seq_len
+        Tokens per sequence of that run; 128, or the model's longest context if shorter.
+    profile
+        A profile that `isoflop calibrate` wrote; made first when not given.
+    threads
+        CPU threads of a calibration made first.
+    """
+    from isoflop.check.agree import agree
+
+    arch = load_model(model)
+    rows = agree(arch)
+    wrong = [row for row in rows if not row.equal]
+    data: dict[str, Any] = {
+        "model": arch.name,
+        "rows": [row.to_json() for row in rows],
+        "disagreements": len(wrong),
+    }
+    ran = run_here(arch, batch, seq_len, profile, threads) if run else None
+    if ran is not None:
+        data |= run_json(ran)
+    if as_json:
+        emit("check", data)
+    else:
+        say(render_rows(arch, rows, wrong))
+        if ran is not None:
+            say(render_run(ran))
+    if wrong:
+        raise Infeasible(f"{arch.name}: {len(wrong)} of {len(rows)} numbers disagree")
+
+
+def run_here(
+    arch: Arch, batch: int, seq_len: int | None, profile: Path | None, threads: int | None
+) -> RunCheck:
+    """Predict and measure a real run.
+
+    Raises:
+        Infeasible: the run is predicted not to fit into this machine's memory.
+        InputError: sequences longer than the model has positions for.
+    """
+    from isoflop.check.run import check_run
+    from isoflop.count import Workload
+    from isoflop.plan.peak import peak_memory
+
+    length = min(128, arch.max_seq_len) if seq_len is None else seq_len
+    if length > arch.max_seq_len:
+        rule = f"is at most {arch.name}'s longest context, {arch.max_seq_len}"
+        raise InputError("check", [Problem("--seq-len", length, rule)])
+    known = measure(threads, SECONDS_CALIBRATE) if profile is None else read_profile(profile)
+    needed = peak_memory(arch, Workload.train(batch, length), known).value
+    there = known.machine.bytes_memory
+    if needed > SHARE_OF_MEMORY * there:
+        raise Infeasible(
+            f"a training step of {arch.name} takes {format_bytes(needed)}, more than "
+            f"{SHARE_OF_MEMORY:.0%} of this machine's {format_bytes(there)}; "
+            "try a smaller model, --batch or --seq-len"
+        )
+    return check_run(arch, batch=batch, seq_len=length, profile=known)
+
+
+def run_json(ran: RunCheck) -> dict[str, Any]:
+    """`.run` with the two headline numbers, `.operators` with each operator's part."""
+    data = ran.to_json()
+    operators = [{"path": path, **seconds} for path, seconds in data.pop("rows").items()]
+    return {"run": {**data.pop("run"), **data}, "operators": operators}
+
+
+def render_rows(arch: Arch, rows: tuple[Row, ...], wrong: list[Row]) -> str:
+    """The totals, and every row that disagrees."""
+    totals = [row for row in rows if "/" not in row.path]
+    header = ["", "derived", "built", ""]
+    lines = [
+        [f"  {row.path}", format_exact(row.derived), format_exact(row.built), _mark(row)]
+        for row in [*totals, *(row for row in wrong if row not in totals)]
+    ]
+    return (
+        f"{arch.name}: {len(rows)} numbers derived from the spec and counted on the built module, "
+        f"{len(wrong)} disagree\n{table(lines, header, 'lrrl')}"
+    )
+
+
+def _mark(row: Row) -> str:
+    return "equal" if row.equal else f"off by {format_exact(row.derived - row.built)}"
+
+
+def render_run(ran: RunCheck) -> str:
+    """Predicted against measured, and the operators with the largest part."""
+    step, peak = ran.run["seconds_step"], ran.run["bytes_peak"]
+    head = [
+        ["  time of a step", format_seconds(step.predicted), format_seconds(step.measured), f"{100 * step.error:+.1f} %"],
+        ["  peak memory", format_bytes(peak.predicted), format_bytes(peak.measured), f"{100 * peak.error:+.1f} %"],
+    ]  # fmt: skip
+    largest = sorted(ran.rows.items(), key=lambda row: -max(row[1].predicted, row[1].measured))
+    parts = [
+        [f"  {path}", format_seconds(line.predicted), format_seconds(line.measured), _part(line.predicted - line.measured, step.measured)]
+        for path, line in largest[:OPERATORS_SHOWN]
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            "\na real run, in a process of its own",
+            table(head, ["", "predicted", "measured", "miss"], "lrrr"),
+            "\nthe largest operators, measured under a profiler; miss in parts of the step",
+            table(parts, ["", "predicted", "measured", "miss"], "lrrr"),
+        ]
+    )
+
+
+def _part(difference: float, whole: float) -> str:
+    return f"{100 * difference / whole:+.1f} %"

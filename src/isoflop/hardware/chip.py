@@ -1,0 +1,117 @@
+"""An accelerator, as its vendor describes it: the same few numbers for every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
+
+from isoflop.errors import InputError, Problem
+from isoflop.quantity import Expr, Symbol
+from isoflop.quantity.node import plain
+
+Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp4"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """One accelerator.
+
+    Attributes:
+        peaks: dense FLOP/s by precision (integer operations per second for int8); the
+            2:4 sparse figures of datasheets are never used. A precision that the chip
+            does not compute in is absent.
+        bytes_memory: what the driver reports as total, before any program runs.
+        bytes_per_second_memory: of the chip's own memory.
+        bytes_per_second_link: to the other chips of its node, one direction, all links
+            of one chip together.
+        bytes_per_second_network: to chips of other nodes, one direction, per chip.
+        per_node: how many chips the fast link joins; for a TPU, a full pod.
+        watts: of one chip at its rated limit, without its host.
+        dollars_per_hour: the rent of one chip, on demand, with the range seen.
+
+    Raises:
+        InputError: a number is not above zero, or a precision is unknown.
+    """
+
+    name: str
+    vendor: str
+    year: int
+    peaks: Mapping[Precision, Symbol] = field(hash=False)
+    bytes_memory: Symbol
+    bytes_per_second_memory: Symbol
+    bytes_per_second_link: Symbol
+    bytes_per_second_network: Symbol
+    per_node: int
+    watts: Symbol
+    dollars_per_hour: Symbol
+
+    def __post_init__(self) -> None:
+        broken = [
+            Problem(symbol.name, symbol.given, "is above 0")
+            for symbol in self.numbers()
+            if symbol.given is None or not symbol.given > 0
+        ]
+        broken += [
+            Problem("peaks", name, f"is one of {', '.join(PRECISIONS)}")
+            for name in self.peaks
+            if name not in PRECISIONS
+        ]
+        if not self.peaks:
+            broken.append(Problem("peaks", "none", "has at least one precision"))
+        if self.per_node < 1:
+            broken.append(Problem("per_node", self.per_node, "is at least 1"))
+        if broken:
+            raise InputError(self.name, broken)
+
+    def peak(self, precision: Precision) -> Symbol:
+        """Dense FLOP/s in `precision`.
+
+        Raises:
+            InputError: the chip does not compute in it; the hint lists those it does.
+        """
+        if precision not in self.peaks:
+            rule = f"is a precision that {self.name} computes in"
+            hint = f"choose one of {', '.join(self.peaks)}"
+            raise InputError(self.name, [Problem("precision", precision, rule, hint)])
+        return self.peaks[precision]
+
+    def ridge(self, precision: Precision) -> Expr:
+        """FLOPs per byte of memory traffic above which compute is the limit.
+
+        >>> from isoflop.hardware import find
+        >>> round(float(find("a100-sxm-80gb").ridge("bf16").value))
+        153
+        """
+        return self.peak(precision) / self.bytes_per_second_memory
+
+    def numbers(self) -> Iterator[Symbol]:
+        """Every number of the chip, with what it is and where it comes from."""
+        yield from self.peaks.values()
+        yield self.bytes_memory
+        yield self.bytes_per_second_memory
+        yield self.bytes_per_second_link
+        yield self.bytes_per_second_network
+        yield self.watts
+        yield self.dollars_per_hour
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "vendor": self.vendor,
+            "year": self.year,
+            "per_node": self.per_node,
+            "numbers": {symbol.name: _number_json(symbol) for symbol in self.numbers()},
+        }
+
+
+def _number_json(symbol: Symbol) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "value": plain(symbol.value),
+        "basis": symbol.basis.value,
+        "source": symbol.source,
+    }
+    if symbol.spread is not None:
+        out["interval"] = symbol.spread.to_json()
+    return out

@@ -1,0 +1,93 @@
+"""Chips in nodes, and the text people write for them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from isoflop.errors import InputError, Problem
+from isoflop.hardware.catalog import find
+from isoflop.hardware.chip import Chip
+from isoflop.quantity import Symbol
+
+#: Above any machine built; keeps every product of a plan printable.
+MOST_CHIPS = 1_000_000
+
+_TEXT = re.compile(r"(?:([0-9][0-9_,]{0,11})x)?(\S.*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """`count` equal chips; `per_node` of them share the fast link.
+
+    `per_node` None means as many as the chip's own link joins.
+
+    Raises:
+        InputError: count or per_node out of bounds.
+    """
+
+    chip: Chip
+    count: int
+    per_node: int | None = None
+
+    def __post_init__(self) -> None:
+        broken = []
+        if not _whole(self.count, MOST_CHIPS):
+            rule = f"is a whole number from 1 to {MOST_CHIPS:,}"
+            broken.append(Problem("count", self.count, rule))
+        if self.per_node is not None and not _whole(self.per_node, self.chip.per_node):
+            rule = f"is a whole number from 1 to {self.chip.per_node}, what the link joins"
+            broken.append(Problem("per_node", self.per_node, rule))
+        if broken:
+            raise InputError(f"cluster of {self.chip.name}", broken)
+
+    @property
+    def size_node(self) -> int:
+        """Chips that share the fast link.
+
+        >>> parse_cluster("4xh100-sxm").size_node, parse_cluster("64xh100-sxm").size_node
+        (4, 8)
+        """
+        return min(self.count, self.per_node or self.chip.per_node)
+
+    @property
+    def n_nodes(self) -> int:
+        return -(-self.count // self.size_node)
+
+    @property
+    def n_accelerators(self) -> Symbol:
+        return Symbol("n_accelerators", self.count, source="the cluster asked for")
+
+    def __str__(self) -> str:
+        return f"{self.count}x{self.chip.name}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "text": str(self),
+            "chip": self.chip.name,
+            "count": self.count,
+            "per_node": self.size_node,
+        }
+
+
+def parse_cluster(text: str) -> Cluster:
+    """A cluster as people write it: a chip's name, or a count, an x and the name.
+
+    Raises:
+        InputError: the text or the count cannot be read.
+        UnknownName: no such chip; the near names are listed.
+
+    >>> str(parse_cluster("1024xa100-sxm-80gb")), parse_cluster("h100-sxm").count
+    ('1024xa100-sxm-80gb', 1)
+    """
+    match = _TEXT.fullmatch(text.strip()) if len(text) <= 80 else None
+    if match is None:
+        rule = "is a chip's name, with how many in front"
+        raise InputError("cluster", [Problem("text", text, rule, "write it like 8xh100-sxm")])
+    count = match[1].replace(",", "").replace("_", "") if match[1] else "1"
+    return Cluster(find(match[2]), int(count))
+
+
+def _whole(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most

@@ -1,0 +1,21 @@
+"""Plans: what training or serving a model takes on a cluster, and what was refused.
+
+layout.py says which layouts are legal; shard.py what one accelerator holds under one;
+roofline.py first-order seconds; train.py and serve.py put them together; economics.py
+turns hours into energy and money; assumed.py lists every default with its range.
+"""
+
+from isoflop.plan.layout import Layout, Refusal, broken_rules, legal_layouts
+from isoflop.plan.serve import ServePlan, plan_serve
+from isoflop.plan.train import TrainPlan, plan_train
+
+__all__ = [
+    "Layout",
+    "Refusal",
+    "ServePlan",
+    "TrainPlan",
+    "broken_rules",
+    "legal_layouts",
+    "plan_serve",
+    "plan_train",
+]

@@ -1,0 +1,114 @@
+"""What a first-order plan assumes where the user says nothing, each with its 90 % range.
+
+A number that the user gives replaces the assumption and has no range.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from isoflop.errors import InputError, Problem
+from isoflop.quantity import Basis, Interval, Symbol
+from isoflop.quantity.node import plain
+
+
+def _assumed(
+    name: str, value: float, *, spread: tuple[float, float], meaning: str, source: str
+) -> Symbol:
+    return Symbol(name, value, Basis.ASSUMED, Interval(*spread), source=source, meaning=meaning)
+
+
+UTILIZATION = _assumed(
+    "utilization_of_roofline",
+    0.5,
+    spread=(0.25, 0.75),
+    meaning=(
+        "share of the roofline's rate that a whole training run reaches: kernels, "
+        "communication, pipeline bubbles and interruptions together"
+    ),
+    source=(
+        "199 published steps of dense models on A100 and H100 reach 0.43 to 0.73 of this "
+        "roofline, median 0.59; those are tuned, and whole runs reach less"
+    ),
+)
+
+EFFICIENCY_COMPUTE = _assumed(
+    "efficiency_compute",
+    0.55,
+    spread=(0.35, 0.75),
+    meaning="share of peak FLOP/s that reading a prompt reaches",
+    source=(
+        "prompts of 512 to 2048 tokens on A100 reach 0.6 to 0.7 in FasterTransformer and "
+        "TensorRT-LLM at batch 1; other engines and parallel servers less"
+    ),
+)
+
+EFFICIENCY_BANDWIDTH = _assumed(
+    "efficiency_bandwidth",
+    0.6,
+    spread=(0.3, 0.8),
+    meaning="share of memory bandwidth that decoding reaches, communication included",
+    source=(
+        "7B to 72B models at batch 1 on A100 reach 0.54 to 0.76 in gpt-fast, vLLM and "
+        "FasterTransformer, 0.27 for a small model split 8 ways"
+    ),
+)
+
+WATTS_SHARE = _assumed(
+    "watts_drawn_per_rated",
+    1.0,
+    spread=(0.7, 1.3),
+    meaning="power drawn, with the chip's part of its host, over the chip's rated limit",
+    source=(
+        "model cards report the rated limit (Touvron 2023, table 15); "
+        "Patterson 2021 (2104.10350) measured 330 W on 300 W chips"
+    ),
+)
+
+PUE = _assumed(
+    "pue",
+    1.1,
+    spread=(1.05, 1.5),
+    meaning="energy of the building over energy of its machines",
+    source="1.1 in Patterson 2021 (2104.10350) and Touvron 2023; the world's mean is about 1.5",
+)
+
+BYTES_RUNTIME = _assumed(
+    "bytes_runtime",
+    2 * 10**9,
+    spread=(10**9, 4 * 10**9),
+    meaning=(
+        "memory of each accelerator held by its context, libraries, communication buffers "
+        "and fragments"
+    ),
+    source="1 to 2 GB for the context and libraries, the rest for buffers and fragments",
+)
+
+
+def choose(default: Symbol, given: float | None) -> Symbol:
+    """The user's number in place of the assumption, or the assumption.
+
+    Raises:
+        InputError: the number given is not finite and above zero.
+
+    >>> choose(PUE, None).value, choose(PUE, 1.2).basis.value
+    (1.1, 'exact')
+    """
+    if given is None:
+        return default
+    real = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if not (real and math.isfinite(given) and given > 0):
+        raise InputError("plan", [Problem(default.name, given, "is a finite number above 0")])
+    return Symbol(default.name, given, source="given", meaning=default.meaning)
+
+
+def assumption_json(symbol: Symbol) -> dict[str, Any]:
+    """An assumption as plain data."""
+    return {
+        "name": symbol.name,
+        "value": plain(symbol.value),
+        "interval": symbol.spread.to_json() if symbol.spread else None,
+        "meaning": symbol.meaning,
+        "source": symbol.source,
+    }
