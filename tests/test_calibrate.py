@@ -81,7 +81,8 @@ def test_a_run_is_checked_in_time_and_memory(check) -> None:
         assert line["predicted"] > 0
         assert line["measured"] > 0
         assert line["error"] == pytest.approx(line["predicted"] / line["measured"] - 1)
-    assert out["steps"] == 4
+    assert out["steps"] >= 4  # blocks of steps are finished
+    assert out["pace"] > 0
     # The model's own state must fit into the peak.
     assert check.measured.bytes_peak > 12 * sum(w.numel() for w in Step(_task()).model.parameters())
 

@@ -238,7 +238,8 @@ def render_run(ran: RunCheck) -> str:
     ]  # fmt: skip
     return "\n".join(
         [
-            "\na real run, in a process of its own",
+            f"\na real run, in a process of its own; the machine was {ran.pace:.2f} times as slow as "
+            "when calibrated, which the prediction takes in",
             table(head, ["", "predicted", "measured", "miss"], "lrrr"),
             "\nthe largest operators, measured under a profiler; miss in parts of the step",
             table(parts, ["", "predicted", "measured", "miss"], "lrrr"),

@@ -344,6 +344,7 @@ class Compared(BaseModel):
 class RunCheck(Out):
     seconds_step: Compared
     bytes_peak: Compared
+    pace: float
     steps: int
     seconds_cpu: float
     peak_source: str

@@ -86,7 +86,8 @@ def _held_out(axes: Axes, loop: Loop) -> None:
     rung, loss = loop.target.rung, loop.loss
     _law_line(axes, loop, rung.params, HELD_OUT)
     if loss.low is not None and loss.high is not None:
-        reach = [[loss.predicted - loss.low], [loss.high - loss.predicted]]
+        # A law's middle may lie outside the range of its resamples: no arm reaches back.
+        reach = [[max(0.0, loss.predicted - loss.low)], [max(0.0, loss.high - loss.predicted)]]
         axes.errorbar([rung.tokens], [loss.predicted], yerr=reach, color=HELD_OUT, capsize=5,
                       fmt="_", label="predicted, 90 % interval")  # fmt: skip
     axes.plot([rung.tokens], [loss.measured], "*", color=HELD_OUT, markersize=13,

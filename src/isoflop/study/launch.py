@@ -1,18 +1,14 @@
-"""One run in a process of its own, so that its memory is its own and a crash stays there.
-
-Children come from a fork server that has imported PyTorch but never run an operation:
-they start in milliseconds, and no thread pool is forked.
-"""
+"""One run in a process of its own, so that its memory is its own and a crash stays there."""
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from isoflop.check.process import fork_server
 from isoflop.errors import Fault
 from isoflop.study.ladder import Rung
 from isoflop.train.recipe import PYTHON_LIBRARY
@@ -20,14 +16,13 @@ from isoflop.train.recipe import PYTHON_LIBRARY
 #: Called with (steps done, steps in all, training loss).
 OnProgress: TypeAlias = Callable[[int, int, float], None]
 
-PRELOAD = ["isoflop.study.launch", "isoflop.train.loop", "isoflop.check.measure"]
 #: Steps between two reports of a child to its parent.
 REPORT_EVERY = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run measured: nats per byte, seconds of its steps, its largest memory."""
+    """What a run measured: nats per byte, seconds of its steps, the largest memory of its steps."""
 
     val_loss: float
     seconds: float
@@ -47,8 +42,7 @@ def run(
     Raises:
         Fault: the process failed; the message is its own.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context = fork_server()
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(rung, run_dir, data, sender), daemon=True)
     child.start()
@@ -83,16 +77,19 @@ def _child(rung: Rung, run_dir: Path, data: str, sender: Connection) -> None:
 
 
 def train_here(rung: Rung, run_dir: Path, data: str, sender: Connection) -> Outcome:
-    """Train in this process; memory counts from after the data is read."""
+    """Train in this process; memory is that of the steps, from after the data is read."""
     from isoflop.check.measure import bytes_peak, bytes_resident, reset_peak
     from isoflop.train.data import read_corpus
     from isoflop.train.loop import train
 
     corpus = read_corpus(data)
     reset_peak()
-    baseline = bytes_resident()
+    baseline = peak = bytes_resident()
 
     def report(row: Mapping[str, Any]) -> None:
+        nonlocal peak
+        if row["step"] < rung.recipe.steps:  # the last row comes after the evaluation
+            peak = bytes_peak()
         if row["step"] % REPORT_EVERY == 0:
             sender.send((row["step"], rung.recipe.steps, row["loss"]))
 
@@ -102,10 +99,5 @@ def train_here(rung: Rung, run_dir: Path, data: str, sender: Connection) -> Outc
     )
     if result.val_loss is None or result.seconds_step is None:
         raise Fault(f"the run ended {result.state} without a validation loss: {result.reason}")
-    return Outcome(
-        result.val_loss,
-        sum(result.seconds_steps),
-        result.seconds_step,
-        bytes_peak() - baseline,
-        str(run_dir),
-    )
+    seconds = sum(result.seconds_steps)
+    return Outcome(result.val_loss, seconds, result.seconds_step, peak - baseline, str(run_dir))

@@ -31,6 +31,7 @@ from isoflop.errors import InputError, Problem
 from isoflop.model import build
 from isoflop.runs.run import Manifest, Run, Status, now, read_status
 from isoflop.train import checkpoint
+from isoflop.train.allocator import keep_freed_memory
 from isoflop.train.data import (
     VOCAB_SIZE,
     Batches,
@@ -329,6 +330,7 @@ def _validation(recipe: Recipe, corpus: ByteCorpus) -> list[tuple[Tensor, Tensor
 @contextmanager
 def _settings(recipe: Recipe, device: str) -> Iterator[None]:
     """The recipe's thread count, and a generator of its own; both given back afterwards."""
+    keep_freed_memory()  # for the life of the process: the next run wants it too
     threads = torch.get_num_threads()
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
     torch.set_num_threads(recipe.threads)

@@ -1,0 +1,136 @@
+"""Seconds of each operator in a real step, under the paths of the count trees.
+
+PyTorch's profiler times every operation. A forward operation belongs to the innermost
+module that is running, found by hooks, a backward one to the forward operation that made
+its node: autograd numbers nodes in the order of the forward pass. The profiler adds about
+a microsecond to every operation, so small models look slower than they are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.autograd.profiler import record_function
+from torch.profiler import ProfilerActivity, profile
+
+#: Opens the name of a module's range, so that no operation is taken for one.
+MARK = "module:"
+EVALUATE = "autograd::engine::evaluate_function: "
+
+#: Work that no module of its own does: the module around it, a sign in the operation's
+#: name ("" for any), and the last step of the path in the count trees.
+LOOSE = (
+    (r"(.*/)?attention", r"roll|addcmul|turn|cat|polar|complex", "rotary"),
+    (r"(.*/)?attention", r"", "core"),
+    (r"(.*/)?feed_forward", r"", "activation"),
+    (r"layer\w*", r"", "residual"),
+    (r"", r"", "loss"),
+)
+
+Rows = dict[str, float]
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing on stderr: the profiler's C++ side announces itself there."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def trace(model: nn.Module, step: Callable[[int], Any], repeats: int) -> Rows:
+    """Seconds per step by `phase/path`; sums of weight gradients are `backward/gradients`."""
+    with _silent(), _named(model), profile(activities=[ProfilerActivity.CPU]) as found:
+        for number in range(repeats):
+            step(number)
+    rows: Rows = defaultdict(float)
+    starts: list[int] = []
+    owners: list[str] = []
+    # `events` lists ranges before what is inside them; names nest by time.
+    for event in sorted(_operations(found.events()), key=lambda e: e.time_range.start):
+        seconds = event.time_range.elapsed_us() * 1e-6 / repeats
+        if event.name.startswith(EVALUATE):
+            rows[f"backward/{_owner(event, starts, owners)}"] += seconds
+        elif event.name.startswith(("Optimizer", "aten::_foreach", "aten::_fused")):
+            rows["optimizer"] += seconds
+        elif (path := _path(event)) is not None:
+            rows[f"forward/{path}"] += seconds
+            if event.sequence_nr >= 0:
+                starts.append(event.sequence_nr)
+                owners.append(path)
+    return dict(rows)
+
+
+def _operations(events: Any) -> Iterator[Any]:
+    """Operations that no other operation called; modules' ranges do not count as such."""
+    for event in events:
+        parent = event.cpu_parent
+        if not event.name.startswith(MARK) and (parent is None or parent.name.startswith(MARK)):
+            yield event
+
+
+def _owner(event: Any, starts: list[int], owners: list[str]) -> str:
+    if "AccumulateGrad" in event.name:
+        return "gradients"
+    place = bisect_right(starts, event.sequence_nr) - 1
+    return owners[place] if place >= 0 else "other"
+
+
+def _path(event: Any) -> str | None:
+    """The count tree's path of a forward operation; None outside the model."""
+    if event.cpu_parent is None:
+        return "loss" if "cross_entropy" in event.name else None
+    module = str(event.cpu_parent.name).removeprefix(MARK)
+    for pattern, sign, last in LOOSE:
+        if re.fullmatch(pattern, module) and re.search(sign, event.name.lower()):
+            return f"{module}/{last}".removeprefix("/")
+    return module
+
+
+@contextmanager
+def _named(model: nn.Module) -> Iterator[None]:
+    """Every module runs inside a range that bears its path, `layers.0` read as its kind."""
+    open_ranges: list[record_function] = []
+    handles = []
+
+    def enter(path: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            open_ranges.append(record_function(MARK + path))
+            open_ranges[-1].__enter__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        open_ranges.pop().__exit__(None, None, None)
+
+    try:
+        for path, module in _paths(model):
+            handles.append(module.register_forward_pre_hook(enter(path)))
+            handles.append(module.register_forward_hook(leave))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.ModuleList, nn.Identity)):
+            continue
+        parts = name.split(".")
+        if parts[0] == "layers":
+            kind = getattr(model.get_submodule(".".join(parts[:2])), "kind", "layer")
+            parts = [str(kind), *parts[2:]]
+        yield "/".join(part for part in parts if part), module

@@ -1,0 +1,223 @@
+"""Seconds of a training step, operator by operator, from a calibrated profile.
+
+Each operator of the description reads the curves that `uses` names, at its own sizes, and
+pays once for standing between others (`Profile.seconds_between`, measured on the least
+models there are); the step is their sum. All share one more number, the machine's pace,
+so that a slow hour moves every part of the total alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from isoflop.arch.spec import Arch
+from isoflop.count.blocks import Part, describe
+from isoflop.count.operators import Core, Gather, Loss, Matmul, Pointwise
+from isoflop.count.workload import Precision, Workload
+from isoflop.hardware.profile import Profile
+from isoflop.quantity import (
+    Basis,
+    Expr,
+    Interval,
+    Node,
+    Symbol,
+    branch,
+    leaf,
+    maximum,
+    minimum,
+    number,
+    total,
+)
+
+Phase: TypeAlias = Literal["forward", "backward"]
+_ONE = number(1)
+#: Heads of all sequences together are independent work: more than this many, enough to
+#: keep every thread busy, take as many times as long as there are times as many.
+HEADS_MOST = 32
+#: What the sum of kernels misses of a step.
+IN_A_STEP = Symbol(
+    "step_per_kernels",
+    1.0,
+    Basis.MODELLED,
+    Interval(0.87, 1.15),
+    "benchmarks/step_time_cpu: twelve rows, all within 12 %",
+    "a step's seconds over those of its kernels one by one",
+)
+SOURCE = "calibrated curves (isoflop.hardware.profile)"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One call of a kernel at these sizes, or `times` calls' worth of it."""
+
+    kernel: str
+    sizes: tuple[Expr, ...]
+    times: Expr = _ONE
+
+
+def uses(part: Part, d_head: Expr | None = None) -> tuple[Use, ...]:
+    """Which kernels a part runs, forward and backward: where operators meet curves.
+
+    `d_head` is the head size of the attention that the part belongs to.
+    """
+    match part.operator:
+        case Matmul(rows, inner, cols, bias):
+            product = Use("linear", (rows, inner, cols))
+            return (product, Use("bias", (rows, cols))) if bias else (product,)
+        case Core(batch, heads, kv_heads, queries, _, _, d_key, _):
+            n, most = batch * heads, HEADS_MOST
+            sizes = (minimum(n, most), queries, d_key, heads / kv_heads)
+            return (Use("attention", sizes, maximum(n / most, 1)),)
+        case Pointwise("layer_norm" | "rms_norm" as kind, _, writes, rows) if rows is not None:
+            return (Use(kind, (rows, writes / rows)),)
+        case Pointwise("rotary", _, writes) if d_head is not None:
+            # Queries and keys turn in a call each; both are priced as halves of one length.
+            return (Use("rotary", (writes / d_head / 2, d_head)),) * 2
+        case Pointwise(kind, _, writes) if kind.endswith("_gate"):
+            return (Use(kind.removesuffix("_gate"), (writes,)), Use("multiply", (writes,)))
+        case Pointwise(kind, _, writes):
+            return (Use(kind, (writes,)),)
+        case Gather(rows, width):
+            return (Use("gather", (rows, width, part.weights[0].axes[0][1])),)
+        case Loss(rows, classes):
+            return (Use("loss", (rows, classes)),)
+        case None:
+            return ()
+
+
+def sums(part: Part) -> tuple[Expr, ...]:
+    """Elements of the gradients that backward adds up because a tensor has two readers."""
+    match part.operator:
+        case Pointwise("add", _, writes):
+            return (writes,)  # the stream is read by the block and by the sum
+        case Matmul(rows, inner, cols) if part.name == "head" and not part.weights:
+            return (inner * cols,)  # a tied matrix
+        case Matmul(rows, inner) if not part.saved and part.name != "out":
+            return (rows * inner,)  # an input that a sibling keeps: k and v, or up
+        case _:
+            return ()
+
+
+def blocks_written(part: Part, phase: Phase) -> tuple[Expr, ...]:
+    """Elements of each new tensor that a part writes: its outputs, or its gradients."""
+    forward = phase == "forward"
+    match part.operator:
+        case Matmul(rows, inner, cols):
+            return (rows * cols,) if forward else (rows * inner, inner * cols)
+        case Pointwise(_, _, writes):
+            return (writes,)
+        case Gather(rows, width):
+            return (rows * width,) if forward else (part.operator.elements_weight,)
+        case Loss(rows, classes):
+            # Backward makes the gradient of the log-probabilities, then that of the logits.
+            return (rows * classes,) * (1 if forward else 2)
+        case _:
+            return ()
+
+
+def step_cost(arch: Arch, workload: Workload, profile: Profile, pace: float = 1.0) -> Node:
+    """Seconds of forward, backward and optimizer of one fp32 step, by path.
+
+    `pace` is how much slower the machine is now than while it was calibrated.
+
+    Raises:
+        InputError: the spec holds a block that is not described.
+        UnknownName: the profile lacks a curve that the model needs.
+    """
+    root = describe(arch, workload)
+    price = Pricer(profile, _tensors(root), pace)
+    phases: tuple[Phase, ...] = ("forward", "backward")
+    children = [price.leaf("batch", price.read(Use("batch", (workload.B, workload.T))))]
+    children += [
+        branch(phase, "seconds", price.work(root, phase), source=SOURCE) for phase in phases
+    ]
+    children.append(branch("optimizer", "seconds", price.weights(root), source=SOURCE))
+    children.append(price.leaf("between", price.between(), n_operators(root)))
+    return branch("seconds_step", "seconds", children)
+
+
+@dataclass(frozen=True, slots=True)
+class Pricer:
+    """The fold over a description; `n_tensors` are the model's weights as the optimizer sees them."""
+
+    profile: Profile
+    n_tensors: Expr
+    pace: float
+
+    def work(self, group: Part, phase: Phase, d_head: Expr | None = None) -> list[Node]:
+        """The parts of a group that do something in a phase."""
+        cores = [p.operator.d_key for p in group.parts if isinstance(p.operator, Core)]
+        d_head = cores[0] if cores else d_head
+        found = []
+        for part in group.parts:
+            if part.parts:
+                found.append(
+                    branch(part.name, "seconds", self.work(part, phase, d_head), times=part.times)
+                )
+            elif part.operator is not None:
+                found.append(self.leaf(part.name, self._seconds(part, phase, d_head), part.times))
+        return found
+
+    def between(self) -> Expr:
+        """What one operator costs beside its kernels."""
+        value = self.profile.seconds_between
+        meaning = "Python, autograd and cold caches between two kernels"
+        return Symbol("seconds_between", value, Basis.MEASURED, None, "calibration", meaning)
+
+    def weights(self, group: Part) -> list[Node]:
+        """The optimizer's share of each part: that of its tensors among equal ones."""
+        found = []
+        for part in group.parts:
+            if part.parts and (below := self.weights(part)):
+                found.append(branch(part.name, "seconds", below, times=part.times))
+            elif part.weights:
+                calls = (Use("optimizer", (self.n_tensors, weight.size)) for weight in part.weights)
+                seconds = total(self.read(call) / self.n_tensors for call in calls)
+                found.append(self.leaf(part.name, seconds, part.times))
+        return found
+
+    def _seconds(self, part: Part, phase: Phase, d_head: Expr | None) -> Expr:
+        terms = [self.read(use, f"_{phase}") for use in uses(part, d_head)]
+        if phase == "backward":
+            terms += [self.read(Use("add", (size,)), "_forward") for size in sums(part)]
+        for elements in blocks_written(part, phase):
+            size = elements * Precision.FP32.bytes_each
+            if size.value > self.profile.bytes_reused:
+                terms.append(self.read(Use("fresh", (size,))))
+        return total(terms)
+
+    def read(self, use: Use, phase: str = "") -> Expr:
+        sizes = (float(size.value) for size in use.sizes)
+        return use.times * self.profile.curve(use.kernel + phase).symbol(*sizes)
+
+    def leaf(self, name: str, seconds: Expr, times: Expr = _ONE) -> Node:
+        spread = self.profile.pace
+        pace = Symbol(
+            "pace",
+            self.pace,
+            Basis.MEASURED,
+            Interval(self.pace * spread.low, self.pace * spread.high),
+            "calibration",
+            "of the whole machine",
+        )
+        return leaf(
+            name,
+            "seconds",
+            pace * IN_A_STEP * seconds,
+            times=times,
+            basis=Basis.MEASURED,
+            source=SOURCE,
+        )
+
+
+def n_operators(part: Part) -> Expr:
+    """How many operators run in a forward pass."""
+    below = total(n_operators(p) for p in part.parts)
+    return part.times * (below + number(int(part.operator is not None)))
+
+
+def _tensors(part: Part) -> Expr:
+    """How many trained tensors there are."""
+    below = total(_tensors(p) for p in part.parts)
+    return part.times * (below + number(len(part.weights)))

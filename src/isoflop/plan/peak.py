@@ -1,0 +1,151 @@
+"""The memory peak of our trainer's step in fp32: which moment it is, and what lives then.
+
+Gradients are freed after each step, so they never stand beside all activations. Four
+moments compete: the end of forward, the loss's backward, the start of the last layer's
+backward, and the end of backward. The allocator keeps small blocks resident when they
+are freed and gives large ones back, so small and large blocks peak on their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from isoflop.arch.spec import Arch
+from isoflop.count.blocks import Part, describe
+from isoflop.count.operators import Loss, Matmul, Pointwise
+from isoflop.count.workload import Precision, Workload
+from isoflop.hardware.profile import Profile
+from isoflop.quantity import Basis, Expr, Node, Symbol, branch, leaf, maximum, number, total
+
+SOURCE = "moments of the trainer's step; gradients set to None (torch.optim, zero_grad)"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """`times` live tensors of `size` bytes each."""
+
+    name: str
+    size: Expr
+    times: Expr
+
+    @property
+    def total(self) -> Expr:
+        return self.size * self.times
+
+
+def moments(arch: Arch, workload: Workload) -> dict[str, tuple[Block, ...]]:
+    """The tensors alive at each moment that can be the peak, weights and moments included."""
+    root = describe(arch, workload)
+    width = Precision.FP32.bytes_each
+    weights = tuple(_weights(root, width))
+    state = _renamed(weights, "weights", 1) + _renamed(weights, "moments", 2)
+    grads = _renamed(weights, "gradients", 1)
+    loss = next(p.operator for p in root.parts if isinstance(p.operator, Loss))
+    logits = loss.rows * loss.classes * width
+    kept = tuple(b for part in root.parts if part.name != "loss" for b in _saved(part, width))
+    table = root.parts[0].parts[0].weights[0].size * width
+    widest = _widest(root) * width
+    return {
+        # Logits are still held by their name when their log-probabilities are made.
+        "end of forward": (*state, *kept, Block("logits and log-probabilities", logits, number(2))),
+        # Log-probabilities, their gradient, and that of the logits.
+        "backward of the loss": (*state, *kept, Block("log-probabilities and gradients", logits, number(3))),
+        "backward of the last layer": (
+            *state, *kept, *_renamed(tuple(_weights_of(root, ("head", "final_norm"), width)), "gradients", 1),
+            Block("gradients of activations", widest, number(3)),
+        ),
+        # The table's gradient is dense; a tied one is summed with the head's.
+        "end of backward": (*state, *grads, Block("gradient of the embedding", table, number(1))),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The most that is alive, in blocks that the allocator keeps and in those it gives back."""
+
+    small: Expr
+    large: Expr
+
+    @property
+    def bytes_small(self) -> int:
+        return int(self.small.value)
+
+    @property
+    def bytes_large(self) -> int:
+        return int(self.large.value)
+
+
+def bytes_alive(arch: Arch, workload: Workload, bytes_reused: int) -> Alive:
+    """The peaks of small and of large blocks over a step; `bytes_reused` parts the two."""
+    alive = moments(arch, workload).values()
+    small, large = (
+        maximum(*(total(b.total for b in blocks if (b.size.value > bytes_reused) == big) for blocks in alive))
+        for big in (False, True)
+    )  # fmt: skip
+    return Alive(small, large)
+
+
+def peak_memory(arch: Arch, workload: Workload, profile: Profile) -> Node:
+    """Resident bytes above those of PyTorch just imported, at the peak of a step.
+
+    Raises:
+        InputError: the spec holds a block that is not described.
+    """
+    alive = bytes_alive(arch, workload, profile.bytes_reused)
+    resident = Symbol("ratio_resident", profile.ratio_resident, Basis.MEASURED, source="calibration",
+                      meaning="resident bytes per live byte of blocks that the allocator keeps")  # fmt: skip
+    framework = Symbol("bytes_framework", profile.bytes_framework, Basis.MEASURED, source="calibration",
+                       meaning="what PyTorch grows by when its kernels first run")  # fmt: skip
+    room = Symbol("bytes_room", profile.bytes_room, Basis.MEASURED, source="calibration",
+                  meaning="free memory that the process holds before a model is built")  # fmt: skip
+    sizes = {
+        "framework": framework,
+        "small_blocks": maximum(resident * alive.small - room, 0),
+        "large_blocks": alive.large,
+    }
+    return branch(
+        "bytes_peak",
+        "bytes",
+        [leaf(n, "bytes", size, basis=Basis.MODELLED, source=SOURCE) for n, size in sizes.items()],
+    )
+
+
+def _renamed(blocks: tuple[Block, ...], name: str, copies: int) -> tuple[Block, ...]:
+    return tuple(Block(name, b.size, copies * b.times) for b in blocks)
+
+
+def _weights(part: Part, width: Expr, times: Expr | None = None) -> Iterator[Block]:
+    times = part.times if times is None else times * part.times
+    for weight in part.weights:
+        yield Block(weight.name, weight.size * width, times)
+    for below in part.parts:
+        yield from _weights(below, width, times)
+
+
+def _weights_of(root: Part, names: tuple[str, ...], width: Expr) -> Iterator[Block]:
+    for part in root.parts:
+        if part.name in names:
+            yield from _weights(part, width)
+
+
+def _saved(part: Part, width: Expr, times: Expr | None = None) -> Iterator[Block]:
+    times = part.times if times is None else times * part.times
+    for saved in part.saved:
+        each = Symbol("bytes_index", 8) if saved.kind == "index" else width
+        yield Block(saved.name, saved.size * each, times)
+    for below in part.parts:
+        yield from _saved(below, width, times)
+
+
+def _widest(part: Part) -> Expr:
+    """Numbers in the largest activation that any layer writes."""
+    below = [_widest(p) for p in part.parts if p.name not in ("head", "loss")]
+    match part.operator:
+        case Matmul(rows, _, cols):
+            below.append(rows * cols)
+        case Pointwise(_, _, writes):
+            below.append(writes)
+        case _:
+            pass
+    return maximum(*below) if below else number(0)
