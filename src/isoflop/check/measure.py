@@ -52,7 +52,7 @@ SECONDS_BLOCK = 0.1
 FEWEST_STEPS = 3
 
 #: Steps before the clock: the first makes the optimizer's state, the allocator settles.
-WARM_UP = 2
+WARM_UP = 6
 
 
 @dataclass(frozen=True, slots=True)
