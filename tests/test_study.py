@@ -26,10 +26,10 @@ from isoflop.train.loop import read_result
 
 #: A demo in small: a handful of steps and validation bytes, a few seconds of calibration.
 SMALL = {
-    "isoflop.study.ladder.STEPS_LEAST": 4,
+    "isoflop.study.ladder.STEPS_LEAST": 2,
     "isoflop.study.ladder.BYTES_EVAL": 8192,
     "isoflop.study.loop.BYTES_EVAL": 8192,
-    "isoflop.cli.demo.SHARE_TRAIN": 0.003,
+    "isoflop.cli.demo.SHARE_TRAIN": 0.01,  # room for a machine ten times slower
     "isoflop.cli.demo.SHARE_CALIBRATE": 0.01,
 }
 SECONDS = 400.0
