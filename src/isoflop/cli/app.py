@@ -24,7 +24,10 @@ COMMANDS = {
     "show": ("models:show", "Show a model's spec."),
     "count": ("count:count", "Count a model's parameters, FLOPs and memory, as trees."),
     "explain": ("count:explain", "Explain one number: formula, numbers, result, share, source."),
-    "hardware": ("hardware:hardware", "List the accelerators, or show one with its sources."),
+    "hardware": (
+        "hardware:hardware",
+        "List the accelerators and the nodes, or show one with its sources.",
+    ),
     "laws": ("laws:laws", "List the published laws and the optimum each gives."),
     "fit": ("laws:fit", "Fit loss = E + A / params^alpha + B / tokens^beta to measured runs."),
     "predict": ("laws:predict", "Predict a loss, or the compute-optimal model for a budget."),

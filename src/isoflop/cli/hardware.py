@@ -4,24 +4,56 @@ from __future__ import annotations
 
 from isoflop.cli.options import Json
 from isoflop.cli.output import emit, say
-from isoflop.hardware import Chip, find, names
+from isoflop.errors import UnknownName
+from isoflop.hardware import Chip, Node, find, find_node, look_up, names, node_names
 from isoflop.quantity import Symbol
 from isoflop.quantity.units import format_bytes, format_si
 from isoflop.report.text import table
 
+NOT_STATED = "not stated"
 
-def hardware(name: str | None = None, /, *, as_json: Json = False) -> None:
-    """List the accelerators, or show one with its sources.
+
+def hardware(
+    name: str | None = None, /, *, vendor: str | None = None, as_json: Json = False
+) -> None:
+    """List the accelerators and the nodes, or show one with its sources.
 
     Parameters
     ----------
     name
-        One accelerator, such as h100-sxm.
+        One accelerator or node, such as h100-sxm or dgx-h100.
+    vendor
+        Only those of one vendor, such as amd.
     """
-    chips = [find(n) for n in names()] if name is None else [find(name)]
+    chips, nodes = chosen(name, vendor)
     if as_json:
-        return emit("hardware", {"hardware": [chip.to_json() for chip in chips]})
-    return say(list_chips(chips) if name is None else show_chip(chips[0]))
+        listed = [chip.to_json() for chip in chips], [node.to_json() for node in nodes]
+        return emit("hardware", dict(zip(("hardware", "nodes"), listed, strict=True)))
+    if name is None:
+        return say(f"{list_chips(chips)}\n\n{list_nodes(nodes)}")
+    return say("\n\n".join([*map(show_node, nodes), *map(show_chip, chips)]))
+
+
+def chosen(name: str | None, vendor: str | None) -> tuple[list[Chip], list[Node]]:
+    """What was asked for; a node brings the chip inside it.
+
+    Raises:
+        UnknownName: no such accelerator, node or vendor.
+    """
+    if name is not None:
+        found = look_up(name)
+        return ([found.chip_inside], [found]) if isinstance(found, Node) else ([found], [])
+    chips, nodes = [find(n) for n in names()], [find_node(n) for n in node_names()]
+    if vendor is None:
+        return chips, nodes
+    known = {chip.vendor.casefold() for chip in chips}
+    wanted = vendor.casefold()
+    if wanted not in known:
+        raise UnknownName("vendor", vendor, known, hint=f"choose one of {', '.join(sorted(known))}")
+    return (
+        [chip for chip in chips if chip.vendor.casefold() == wanted],
+        [node for node in nodes if node.chip.vendor.casefold() == wanted],
+    )
 
 
 def list_chips(chips: list[Chip]) -> str:
@@ -33,27 +65,60 @@ def list_chips(chips: list[Chip]) -> str:
             format_si(_sixteen_bit(chip).value, "FLOP/s"),
             format_bytes(chip.bytes_memory.value),
             format_si(chip.bytes_per_second_memory.value, "B/s"),
-            format_si(chip.bytes_per_second_link.value, "B/s"),
-            format_si(chip.watts.value, "W"),
-            f"{float(chip.dollars_per_hour.value):.2f}",
+            _si(chip.bytes_per_second_link, "B/s"),
+            _si(chip.watts, "W"),
+            f"{float(price.value):.2f}" if (price := chip.dollars_per_hour) else NOT_STATED,
         ]
         for chip in chips
     ]
     return table(rows, header, "lrrrrrr")
 
 
+def list_nodes(nodes: list[Node]) -> str:
+    """One line per machine; the network is each chip's share, in one direction."""
+    header = ["node", "accelerator", "chips", "joined", "network"]
+    rows = [
+        [
+            node.name,
+            node.chip.name,
+            str(node.chips),
+            str(node.domain),
+            _si(node.bytes_per_second_network, "B/s"),
+        ]
+        for node in nodes
+    ]
+    return table(rows, header, "llrrr")
+
+
+def _si(number: Symbol | None, unit: str) -> str:
+    return NOT_STATED if number is None else format_si(number.value, unit)
+
+
 def _sixteen_bit(chip: Chip) -> Symbol:
     return chip.peak("bf16" if "bf16" in chip.peaks else "fp16")
 
 
+def show_node(node: Node) -> str:
+    """One machine, and where it is described."""
+    return (
+        f"{node.name}: {node.chips} {node.chip.name} in each, the fast link joins {node.domain}\n"
+        f"  source: {node.source}"
+    )
+
+
 def show_chip(chip: Chip) -> str:
-    """Every number of one accelerator: value, range, kind of truth, source."""
+    """Every number of one accelerator: value, range, kind of truth, source, note."""
     rows = [
-        [f"  {s.name}", f"{float(s.value):.6g}", _range(s), s.basis.value, s.source]
+        [f"  {s.name}", f"{float(s.value):.6g}", _range(s), s.basis.value, _cited(s)]
         for s in chip.numbers()
     ]
+    rows += [[f"  {name}", NOT_STATED, "", "", ""] for name in chip.not_stated()]
     title = f"{chip.name}: {chip.vendor}, {chip.year}, {chip.per_node} to a node"
     return f"{title}\n{table(rows, ['  number', 'value', 'range', 'basis', 'source'], 'lrlll')}"
+
+
+def _cited(symbol: Symbol) -> str:
+    return f"{symbol.source} ({symbol.meaning})" if symbol.meaning else symbol.source
 
 
 def _range(symbol: Symbol) -> str:

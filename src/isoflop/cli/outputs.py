@@ -134,6 +134,7 @@ class ChipNumber(Out):
     basis: Basis
     source: str
     interval: Interval | None = None
+    note: str | None = None
 
 
 class Chip(Out):
@@ -142,10 +143,23 @@ class Chip(Out):
     year: int
     per_node: int
     numbers: dict[str, ChipNumber]
+    not_stated: list[str]
+
+
+class Machine(Out):
+    """A node: chips in one machine, and the chips that its fast link joins."""
+
+    name: str
+    chip: str
+    chips: int
+    domain: int
+    bytes_per_second_network: ChipNumber | None
+    source: str
 
 
 class Hardware(Command):
     hardware: list[Chip]
+    nodes: list[Machine]
 
 
 # --- plans ------------------------------------------------------------------------------

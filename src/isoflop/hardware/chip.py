@@ -25,14 +25,17 @@ class Chip:
         bytes_memory: what the driver reports as total, before any program runs.
         bytes_per_second_memory: of the chip's own memory.
         bytes_per_second_link: to the other chips of its node, one direction, all links
-            of one chip together.
+            of one chip together; None for a chip that stands alone.
         bytes_per_second_network: to chips of other nodes, one direction, per chip.
         per_node: how many chips the fast link joins; for a TPU, a full pod.
         watts: of one chip at its rated limit, without its host.
         dollars_per_hour: the rent of one chip, on demand, with the range seen.
 
+    Network, watts and price are None where nobody states them; what needs one asks for it.
+
     Raises:
-        InputError: a number is not above zero, or a precision is unknown.
+        InputError: a number is not above zero, a precision is unknown, or chips are joined
+            by a link of no speed.
     """
 
     name: str
@@ -41,11 +44,11 @@ class Chip:
     peaks: Mapping[Precision, Symbol] = field(hash=False)
     bytes_memory: Symbol
     bytes_per_second_memory: Symbol
-    bytes_per_second_link: Symbol
-    bytes_per_second_network: Symbol
+    bytes_per_second_link: Symbol | None
+    bytes_per_second_network: Symbol | None
     per_node: int
-    watts: Symbol
-    dollars_per_hour: Symbol
+    watts: Symbol | None
+    dollars_per_hour: Symbol | None
 
     def __post_init__(self) -> None:
         broken = [
@@ -62,6 +65,9 @@ class Chip:
             broken.append(Problem("peaks", "none", "has at least one precision"))
         if self.per_node < 1:
             broken.append(Problem("per_node", self.per_node, "is at least 1"))
+        if self.per_node > 1 and self.bytes_per_second_link is None:
+            rule = "is 1 where no link is stated"
+            broken.append(Problem("per_node", self.per_node, rule))
         if broken:
             raise InputError(self.name, broken)
 
@@ -87,14 +93,24 @@ class Chip:
         return self.peak(precision) / self.bytes_per_second_memory
 
     def numbers(self) -> Iterator[Symbol]:
-        """Every number of the chip, with what it is and where it comes from."""
+        """Every number stated of the chip, with what it is and where it comes from."""
         yield from self.peaks.values()
         yield self.bytes_memory
         yield self.bytes_per_second_memory
-        yield self.bytes_per_second_link
-        yield self.bytes_per_second_network
-        yield self.watts
-        yield self.dollars_per_hour
+        yield from (number for number in self._optional().values() if number is not None)
+
+    def not_stated(self) -> tuple[str, ...]:
+        """Names of the numbers that nobody states.
+
+        >>> from isoflop.hardware import find
+        >>> find("m3-ultra").not_stated()
+        ('bytes_per_second_link', 'bytes_per_second_network', 'dollars_per_hour')
+        """
+        return tuple(name for name, number in self._optional().items() if number is None)
+
+    def _optional(self) -> dict[str, Symbol | None]:
+        names = ("bytes_per_second_link", "bytes_per_second_network", "watts", "dollars_per_hour")
+        return {name: getattr(self, name) for name in names}
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -102,11 +118,13 @@ class Chip:
             "vendor": self.vendor,
             "year": self.year,
             "per_node": self.per_node,
-            "numbers": {symbol.name: _number_json(symbol) for symbol in self.numbers()},
+            "numbers": {symbol.name: number_json(symbol) for symbol in self.numbers()},
+            "not_stated": list(self.not_stated()),
         }
 
 
-def _number_json(symbol: Symbol) -> dict[str, Any]:
+def number_json(symbol: Symbol) -> dict[str, Any]:
+    """A number of the catalogue as plain data."""
     out: dict[str, Any] = {
         "value": plain(symbol.value),
         "basis": symbol.basis.value,
@@ -114,4 +132,6 @@ def _number_json(symbol: Symbol) -> dict[str, Any]:
     }
     if symbol.spread is not None:
         out["interval"] = symbol.spread.to_json()
+    if symbol.meaning:
+        out["note"] = symbol.meaning
     return out

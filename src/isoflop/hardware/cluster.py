@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from isoflop.errors import InputError, Problem
-from isoflop.hardware.catalog import find
+from isoflop.hardware.catalog import look_up
 from isoflop.hardware.chip import Chip
+from isoflop.hardware.node import MOST_CHIPS, Node, whole
 from isoflop.quantity import Symbol
-
-#: Above any machine built; keeps every product of a plan printable.
-MOST_CHIPS = 1_000_000
 
 _TEXT = re.compile(r"(?:([0-9][0-9_,]{0,11})x)?(\S.*)", re.IGNORECASE)
 
@@ -21,22 +19,32 @@ _TEXT = re.compile(r"(?:([0-9][0-9_,]{0,11})x)?(\S.*)", re.IGNORECASE)
 class Cluster:
     """`count` equal chips; `per_node` of them share the fast link.
 
-    `per_node` None means as many as the chip's own link joins.
+    `per_node` None means as many as the chip's own link joins. `node` is the machine that
+    they come in, where it was named; `chip` is then the one inside it.
 
     Raises:
-        InputError: count or per_node out of bounds.
+        InputError: count or per_node out of bounds, or a node that is not whole.
     """
 
     chip: Chip
     count: int
     per_node: int | None = None
+    node: Node | None = None
 
     def __post_init__(self) -> None:
         broken = []
-        if not _whole(self.count, MOST_CHIPS):
+        if not whole(self.count):
             rule = f"is a whole number from 1 to {MOST_CHIPS:,}"
             broken.append(Problem("count", self.count, rule))
-        if self.per_node is not None and not _whole(self.per_node, self.chip.per_node):
+        elif self.node is not None and self.count % self.node.chips:
+            rule = f"is a multiple of the {self.node.chips} chips of {self.node.name}"
+            broken.append(Problem("count", self.count, rule))
+        if self.node is not None and self.chip != self.node.chip_inside:
+            rule = f"is the {self.node.chip.name} of {self.node.name}"
+            broken.append(Problem("chip", self.chip.name, rule))
+        if self.per_node is not None and not (
+            whole(self.per_node) and self.per_node <= self.chip.per_node
+        ):
             rule = f"is a whole number from 1 to {self.chip.per_node}, what the link joins"
             broken.append(Problem("per_node", self.per_node, rule))
         if broken:
@@ -60,6 +68,8 @@ class Cluster:
         return Symbol("n_accelerators", self.count, source="the cluster asked for")
 
     def __str__(self) -> str:
+        if self.node is not None:
+            return f"{self.count // self.node.chips}x{self.node.name}"
         return f"{self.count}x{self.chip.name}"
 
     def to_json(self) -> dict[str, Any]:
@@ -72,22 +82,23 @@ class Cluster:
 
 
 def parse_cluster(text: str) -> Cluster:
-    """A cluster as people write it: a chip's name, or a count, an x and the name.
+    """A cluster as people write it: a chip or a node, or a count, an x and its name.
 
     Raises:
         InputError: the text or the count cannot be read.
-        UnknownName: no such chip; the near names are listed.
+        UnknownName: no such chip or node; the near names are listed.
 
     >>> str(parse_cluster("1024xa100-sxm-80gb")), parse_cluster("h100-sxm").count
     ('1024xa100-sxm-80gb', 1)
+    >>> parse_cluster("16xdgx-h100").count
+    128
     """
     match = _TEXT.fullmatch(text.strip()) if len(text) <= 80 else None
     if match is None:
-        rule = "is a chip's name, with how many in front"
+        rule = "is the name of a chip or a node, with how many in front"
         raise InputError("cluster", [Problem("text", text, rule, "write it like 8xh100-sxm")])
-    count = match[1].replace(",", "").replace("_", "") if match[1] else "1"
-    return Cluster(find(match[2]), int(count))
-
-
-def _whole(value: object, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+    count = int(match[1].replace(",", "").replace("_", "")) if match[1] else 1
+    found = look_up(match[2])
+    if isinstance(found, Node):
+        return Cluster(found.chip_inside, count * found.chips, node=found)
+    return Cluster(found, count)

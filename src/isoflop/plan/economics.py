@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from isoflop.errors import InputError, Problem
 from isoflop.hardware import Chip
 from isoflop.plan.assumed import PUE, WATTS_SHARE, choose
 from isoflop.quantity import Basis, Expr, Node, Symbol, leaf
+
+#: Numbers of a chip that may be unknown: the argument and the option that supply each.
+SUPPLIED = {"watts": ("watts", "--watts"), "dollars_per_hour": ("price", "--price")}
+
+
+def unstated(chip: Chip, **given: float | None) -> list[Problem]:
+    """What nobody states of the chip, among the arguments named, that the user left out too.
+
+    >>> from isoflop.hardware import find
+    >>> print(*unstated(find("trainium-3"), price=1.0, watts=None))
+    watts=not stated: must hold: is known for trainium-3 (give --watts)
+    """
+    return [
+        Problem(field, "not stated", f"is known for {chip.name}", f"give {option}")
+        for field, (argument, option) in SUPPLIED.items()
+        if argument in given and given[argument] is None and field in chip.not_stated()
+    ]
 
 
 def energy_mwh(hours: Expr, chip: Chip, *, watts: float | None, pue: float | None) -> Node:
@@ -13,22 +31,34 @@ def energy_mwh(hours: Expr, chip: Chip, *, watts: float | None, pue: float | Non
     `watts` given is the draw of one accelerator with its part of the host; otherwise the
     chip's rated limit times an assumed share. Source: Patterson 2021 (2104.10350), 2.5.
 
+    Raises:
+        InputError: `watts` is needed, for nobody states it of this chip.
+
     >>> from isoflop.hardware import find
     >>> hours = Symbol("accelerator_hours", 82432)
     >>> round(energy_mwh(hours, find("a100-sxm-80gb"), watts=None, pue=None).value)
     36
     """
-    if watts is None:
-        drawn: Expr = chip.watts * WATTS_SHARE
-    else:
+    drawn: Expr
+    if watts is not None:
         drawn = choose(Symbol("watts"), watts)
+    elif chip.watts is not None:
+        drawn = chip.watts * WATTS_SHARE
+    else:
+        raise InputError("plan", unstated(chip, watts=None))
     energy = hours * drawn * choose(PUE, pue) / 10**6
     return leaf("energy_mwh", "MWh", energy, basis=Basis.MODELLED)
 
 
 def price_of(chip: Chip, price: float | None) -> Symbol:
-    """Dollars per accelerator-hour: the user's, or the catalogue's with its range."""
-    return choose(chip.dollars_per_hour, price)
+    """Dollars per accelerator-hour: the user's, or the catalogue's with its range.
+
+    Raises:
+        InputError: `price` is needed, for nobody states it of this chip.
+    """
+    if chip.dollars_per_hour is None and price is None:
+        raise InputError("plan", unstated(chip, price=None))
+    return choose(chip.dollars_per_hour or Symbol("dollars_per_hour"), price)
 
 
 def dollars(hours: Expr, price: Symbol) -> Node:

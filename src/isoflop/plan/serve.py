@@ -22,7 +22,7 @@ from isoflop.plan.assumed import (
     assumption_json,
     choose,
 )
-from isoflop.plan.economics import dollars_per_million_tokens, price_of
+from isoflop.plan.economics import dollars_per_million_tokens, price_of, unstated
 from isoflop.plan.roofline import Rates, Stored, seconds_decode, seconds_prefill
 from isoflop.plan.room import Request, apart, place
 from isoflop.quantity import Basis, Expr, Node, Symbol, leaf
@@ -128,7 +128,8 @@ def plan_serve(
     in dollars per accelerator-hour.
 
     Raises:
-        InputError: a number out of bounds, an illegal `tp`, a precision the chip lacks.
+        InputError: a number out of bounds, an illegal `tp`, a precision the chip lacks, a
+            price that nobody states and that was not given.
         Infeasible: the model, or the batch asked for, does not fit.
 
     >>> from isoflop.arch import llama
@@ -147,6 +148,7 @@ def plan_serve(
         *one_of("kv_precision", kv_precision or "bf16", tuple(Precision)),
         *at_most("efficiency_compute", efficiency_compute, 1, "all of the peak"),
         *at_most("efficiency_bandwidth", efficiency_bandwidth, 1, "all of the bandwidth"),
+        *unstated(cluster.chip, price=price),
     ]
     if bad:
         raise InputError("plan serve", bad)

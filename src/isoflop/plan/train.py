@@ -21,7 +21,7 @@ from isoflop.hardware import Chip, Cluster
 from isoflop.hardware.chip import Precision as Format
 from isoflop.plan.ask import at_most, one_of, whole
 from isoflop.plan.assumed import UTILIZATION, assumption_json, choose
-from isoflop.plan.economics import dollars, energy_mwh, price_of
+from isoflop.plan.economics import dollars, energy_mwh, price_of, unstated
 from isoflop.plan.layout import Layout, Refusal
 from isoflop.plan.place import place
 from isoflop.plan.roofline import Rates, Stored, seconds_forward
@@ -137,7 +137,8 @@ def plan_train(
     `layout` given brings its own micro-batch.
 
     Raises:
-        InputError: a number out of bounds, an illegal layout, a precision the chip lacks.
+        InputError: a number out of bounds, an illegal layout, a precision the chip lacks, a
+            price or watts that nobody states and that was not given.
         Infeasible: no legal layout fits the memory; the closest is named.
 
     >>> from isoflop.arch import gpt
@@ -157,6 +158,7 @@ def plan_train(
         *one_of("recompute", recompute, RECOMPUTES),
         *one_of("convention", convention, COUNTINGS),
         *_check_rate(cluster.chip, precision, mfu, tflops),
+        *unstated(cluster.chip, price=price, watts=watts),
     ]  # fmt: skip
     if bad:
         raise InputError("plan train", bad)
