@@ -8,17 +8,14 @@ stored: a test puts it beside the published one.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from isoflop.arch.families import gpt, llama, palm
+from isoflop.arch.families import FAMILIES
 from isoflop.arch.spec import Arch, Llama3Scaling
 from isoflop.errors import UnknownName
-
-FAMILIES: dict[str, Callable[..., Arch]] = {"gpt": gpt, "llama": llama, "palm": palm}
 
 
 @dataclass(frozen=True, slots=True)
