@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from isoflop.hardware import Chip, Cluster, find, names, parse_cluster
 
 from isoflop.errors import InputError, UnknownName
-from isoflop.hardware import Chip, Cluster, find, names, parse_cluster
 from isoflop.quantity import Basis
 
 SHARED = Path(os.environ.get("ISOFLOP_SHARED", Path(__file__).parents[2] / "shared" / "data"))

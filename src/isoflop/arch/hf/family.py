@@ -23,7 +23,13 @@ Facts: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key: the builder's argument that it is, the kind of its value, its class's default."""
+    """One key of a config.
+
+    Attributes:
+        says: the builder's argument that it is.
+        default: what its class takes where it is absent.
+        words: what each word means, for the kind `word`.
+    """
 
     says: str
     kind: Kind
@@ -46,7 +52,11 @@ class Key:
             # Of several words for one meaning the default goes first, then the table's first.
             words = [self.default, *self.words]
             return {self.words[word]: word for word in reversed(words)}[fact]
-        return float(fact) if self.kind.startswith("real") and fact is not None else fact
+        if not self.kind.startswith("real") or fact is None:
+            return fact
+        # Where their class's default is a whole number it takes no other.
+        whole = isinstance(self.default, int) and float(fact).is_integer()
+        return int(fact) if whole else float(fact)
 
 
 def size(field: str, default: int) -> Key:

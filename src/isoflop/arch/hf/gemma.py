@@ -43,7 +43,7 @@ def _more_local(arch: Arch, _facts: Facts) -> dict[str, Any]:
 _GEMMA2_KEYS = {
     **llama_keys(2304, 26, 8, 4, 9216, 256000, 8192, d_head=256, act=_ACT, tied=True),
     "attention_bias": flag("bias_attention", False),
-    "query_pre_attn_scalar": real("query_scalar", 256.0),
+    "query_pre_attn_scalar": real("query_scalar", 256),
     "sliding_window": size("window", 4096),
     "final_logit_softcapping": real_or_none("softcap_logits", 30.0),
     "attn_logit_softcapping": real_or_none("softcap_scores", 50.0),

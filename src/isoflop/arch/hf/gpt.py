@@ -135,7 +135,8 @@ def _finish_mpt(keys: Config, numbers: Facts) -> None:
 def _more_mpt(arch: Arch, facts: Facts) -> dict[str, Any]:
     attention = arch.layers[0].attention
     scale = attention.scale if isinstance(attention, Attention) else None
-    inner = {"alibi": True, "attn_pdrop": float(facts["dropout_attention"]), "softmax_scale": scale}
+    dropout = facts["dropout_attention"] or 0  # their class takes a whole 0 only
+    inner = {"alibi": True, "attn_pdrop": dropout, "softmax_scale": scale}
     return {"attn_config": inner}
 
 

@@ -41,11 +41,13 @@ def to_hf(arch: Arch) -> dict[str, Any]:
         if config is None:
             continue
         try:
-            _check_says(config, arch, family)
-        except InputError as error:
-            refused.append(error)
-        else:
+            said = from_hf(config, arch.name)
+        except InputError:
+            continue  # its facts do not fit together in this family: another one is nearer
+        problems = list(_unsaid(config, arch, said, family))
+        if not problems:
             return config
+        refused.append(InputError(arch.name, problems))
     if refused:
         raise min(refused, key=lambda error: len(error.problems))
     written = ", ".join(sorted(name for name, f in FAMILIES.items() if f.more is not None))
@@ -157,23 +159,15 @@ def inverse(value: float, function: Callable[[float], float], guess: float) -> f
 # --- what came of it --------------------------------------------------------------------
 
 
-def _check_says(config: dict[str, Any], arch: Arch, family: Family) -> None:
-    """`config` reads back as `arch` and transformers accepts it, or what it cannot say."""
-    said = from_hf(config, arch.name)
-    problems = [
-        Problem(
-            path,
-            _show(ours),
-            f"is {_show(theirs)}: all that a {family.model_type} config can say here",
-        )
-        for path, ours, theirs in differences(arch, said)
-    ]
+def _unsaid(config: dict[str, Any], arch: Arch, said: Arch, family: Family) -> Iterator[Problem]:
+    """What of `arch` a config read back as `said` leaves out, and what transformers refuses."""
+    for path, ours, theirs in differences(arch, said):
+        rule = f"is {_show(theirs)}: all that a {family.model_type} config can say here"
+        yield Problem(path, _show(ours), rule)
     n_heads = next(config[name] for name, key in family.keys.items() if key.says == "n_heads")
     if arch.d_model % n_heads:  # many configs' validate_architecture refuses it
         rule = f"divides d_model={arch.d_model}: transformers' {family.model_type} asks for it"
-        problems.append(Problem("n_heads", n_heads, rule))
-    if problems:
-        raise InputError(arch.name, problems)
+        yield Problem("n_heads", n_heads, rule)
 
 
 def _show(value: object) -> str:

@@ -129,6 +129,7 @@ class LatentAttention:
     Keys and values are rebuilt from a latent of size `d_kv_latent`; each head's query and
     key have a part without position (`d_head_nope`) and a rotated part (`d_head_rope`),
     whose key is shared by all heads. `d_q_latent` None means queries are not compressed.
+    `bias_qkv` is on the maps into latents; the maps out of them have none.
     """
 
     n_heads: int
