@@ -90,7 +90,10 @@ PLAIN = [
     SMALL
     | {"num_key_value_heads": 6, "attention_bias": True, "mlp_bias": True, "num_hidden_layers": 5},
 ]
-SHAPES |= dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "olmo", "olmo2", "granite", "smollm3", "glm4"), PLAIN)
+SHAPES |= dict.fromkeys(
+    ("llama", "mistral", "qwen2", "qwen3", "gemma", "olmo", "olmo2", "granite", "smollm3", "glm4"),
+    PLAIN,
+)
 CASES = [(name, shape) for name in sorted(SHAPES) for shape in SHAPES[name]]
 ids = [f"{name}-{i}" for name in sorted(SHAPES) for i in range(len(SHAPES[name]))]
 each_case = pytest.mark.parametrize(("model_type", "shape"), CASES, ids=ids)

@@ -23,7 +23,7 @@ from isoflop.arch.families.llama import (
     stablelm,
     starcoder2,
 )
-from isoflop.arch.families.moe import deepseek, gpt_oss, mixtral, qwen2_moe, qwen3_moe
+from isoflop.arch.families.moe import deepseek, gpt_moe, gpt_oss, mixtral, qwen2_moe, qwen3_moe
 from isoflop.arch.families.parallel import falcon, gpt_neox, gptj, palm, phi
 from isoflop.arch.families.t5 import t5
 from isoflop.arch.families.vision import clip, llava
@@ -36,7 +36,7 @@ FAMILIES: dict[str, Callable[..., Arch]] = {
         *(gpt, gpt_neox, gptj, opt, bloom, mpt, falcon, phi, palm, gopher),
         *(llama, mistral, qwen2, qwen3, granite, smollm3, olmo, olmo2, glm4, stablelm),
         *(cohere, starcoder2, gemma, gemma2, gemma3),
-        *(mixtral, qwen2_moe, qwen3_moe, deepseek, gpt_oss, t5, llava),
+        *(mixtral, qwen2_moe, qwen3_moe, deepseek, gpt_moe, gpt_oss, t5, llava),
     )
 }
 
@@ -53,6 +53,7 @@ __all__ = [
     "glm4",
     "gopher",
     "gpt",
+    "gpt_moe",
     "gpt_neox",
     "gpt_oss",
     "gptj",

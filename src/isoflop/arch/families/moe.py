@@ -14,6 +14,7 @@ from isoflop.arch.families.common import (
     split,
     with_window,
 )
+from isoflop.arch.families.gpt import gpt
 from isoflop.arch.families.llama import Numbers, llama, mistral, qwen2, qwen3
 from isoflop.arch.spec import (
     Activation,
@@ -193,6 +194,38 @@ def deepseek(
         tied=tied,
     )
     return _sparse(plain, [i >= n_dense for i in range(n_layers)], experts)
+
+
+def gpt_moe(
+    name: str,
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    n_experts: int,
+    n_active: int,
+    vocab_size: int,
+    max_seq_len: int,
+    d_head: int | None = None,
+    n_rows: int | None = None,
+) -> Arch:
+    """GPT-3 with experts in place of each feed-forward: what is rumoured of GPT-4."""
+    plain = gpt(
+        name,
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        d_head=d_head,
+        vocab_size=vocab_size,
+        n_rows=n_rows,
+        max_seq_len=max_seq_len,
+    )
+
+    def change(layer: Layer) -> Layer:
+        assert isinstance(layer.feed_forward, Dense)
+        return replace(layer, feed_forward=Experts(n_experts, n_active, layer.feed_forward))
+
+    return each(plain, change)
 
 
 def gpt_oss(

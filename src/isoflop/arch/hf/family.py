@@ -142,6 +142,8 @@ class Family:
         rope: the words and defaults of its rotary positions; None where it has none, or
             where `finish` reads them.
         fixed: keys of which the spec can say one value only, and why.
+        square: whether its class refuses a width that n_heads does not divide, even where
+            the head's size is given.
         ignored: keys of its own that change neither a count nor the forward pass.
         finish: reads what no table can say, and settles the builder's arguments.
         more: the keys beside the table, or in place of its own, when writing; None where the
@@ -155,6 +157,7 @@ class Family:
     rope: RopeKeys | None = None
     second_names: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, tuple[object, str]] = field(default_factory=dict)
+    square: bool = False
     ignored: frozenset[str] = frozenset()
     finish: Callable[[Config, Facts], None] = _nothing_more
     more: Callable[[Arch, Facts], dict[str, Any]] | None = _no_more_keys

@@ -59,6 +59,7 @@ GEMMA2 = Family(
     ignored=frozenset({"hidden_act", "cache_implementation"}),
     finish=_finish_gemma2,
     more=_more_local,
+    square=True,
 )
 
 
@@ -117,6 +118,7 @@ GEMMA3_TEXT = Family(
     ignored=frozenset({"hidden_act", "cache_implementation"}),
     finish=_finish_gemma3,
     more=_more_gemma3,
+    square=True,
 )
 
 FAMILIES = (GEMMA, GEMMA2, GEMMA3_TEXT)

@@ -35,6 +35,7 @@ LLAMA = Family(
         "mlp_bias": flag("bias_feed_forward", False),
     },
     rope=RopeKeys(),
+    square=True,
 )
 
 MISTRAL = Family(

@@ -189,6 +189,7 @@ DEEPSEEK_V2 = Family(
     ignored=_UNREAD,
     finish=_finish_deepseek_v2,
     more=_more_deepseek_v2,
+    square=True,
 )
 
 

@@ -36,20 +36,22 @@ def to_hf(arch: Arch) -> dict[str, Any]:
     """
     found = facts(arch)
     refused: list[InputError] = []
+    unfit: list[InputError] = []  # of families in which the facts do not fit together
     for family in FAMILIES.values():
         config = family.write(arch, found)
         if config is None:
             continue
         try:
             said = from_hf(config, arch.name)
-        except InputError:
-            continue  # its facts do not fit together in this family: another one is nearer
+        except InputError as error:
+            unfit.append(error)
+            continue
         problems = list(_unsaid(config, arch, said, family))
         if not problems:
             return config
         refused.append(InputError(arch.name, problems))
-    if refused:
-        raise min(refused, key=lambda error: len(error.problems))
+    if nearest := refused or unfit:
+        raise min(nearest, key=lambda error: len(error.problems))
     written = ", ".join(sorted(name for name, f in FAMILIES.items() if f.more is not None))
     rule = f"is a kind of layer that a family writes ({written})"
     raise InputError(arch.name, [Problem("layers", arch.layers[0].name, rule)])
@@ -165,7 +167,7 @@ def _unsaid(config: dict[str, Any], arch: Arch, said: Arch, family: Family) -> I
         rule = f"is {_show(theirs)}: all that a {family.model_type} config can say here"
         yield Problem(path, _show(ours), rule)
     n_heads = next(config[name] for name, key in family.keys.items() if key.says == "n_heads")
-    if arch.d_model % n_heads:  # many configs' validate_architecture refuses it
+    if family.square and arch.d_model % n_heads:  # its config's validate_architecture
         rule = f"divides d_model={arch.d_model}: transformers' {family.model_type} asks for it"
         yield Problem("n_heads", n_heads, rule)
 
