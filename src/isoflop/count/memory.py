@@ -157,8 +157,8 @@ def _widest(arch: Arch, workload: Workload) -> Expr:
     D = scope("d_model", arch.d_model, "width of the residual stream")
     widths: list[Expr] = []
     # A vision tower is far narrower than the decoder behind it and runs before it.
-    beside = arch.encoder.layers if arch.encoder else ()
-    for layer in {layer.name: layer for layer in (*beside, *arch.layers)}.values():
+    beside = {layer.name: layer for layer in (arch.encoder.layers if arch.encoder else ())}
+    for layer in (*arch.kinds.values(), *beside.values()):
         inside = scope.within(layer.name)
         match layer.attention:
             case Attention() as a:

@@ -24,14 +24,15 @@ def describe(arch: Arch, workload: Workload) -> Part:
     rows = vocabulary
     if arch.embedding.n_rows != arch.vocab_size:
         rows = scope("n_rows", arch.embedding.n_rows, "rows of the embedding, padding included")
+    source = Source(workload.source, cached=not workload.whole) if arch.encoder else None
+    # The decoder is described first, so that the plain names of sizes are its own.
     parts = [embedding_part(ground, arch, rows)]
+    stack = list(stack_parts(ground, arch.layers, source))
     if arch.vision is not None:
         parts.append(vision_part(ground, arch.vision, workload.images_read))
-    source = None
-    if arch.encoder is not None:
-        source = Source(workload.source, cached=not workload.whole)
+    if arch.encoder is not None and source is not None:
         parts.append(encoder_part(ground, arch.encoder, source))
-    parts += stack_parts(ground, arch.layers, source)
+    parts += stack
     if arch.final_norm is not None:
         parts.append(norm_part(ground, "final_norm", arch.final_norm))
     parts += [head_part(ground, arch, rows), loss_part(ground, vocabulary)]
