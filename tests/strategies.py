@@ -29,6 +29,7 @@ from isoflop.arch.spec import (
     LongRopeScaling,
     QkNorm,
     RelativeBias,
+    RelativeProjection,
     RmsNorm,
     Rope,
     RopeScaling,
@@ -40,6 +41,7 @@ from isoflop.arch.spec import (
 )
 
 ACTIVATIONS = st.sampled_from(["relu", "gelu", "gelu_tanh", "silu", "relu_squared"])
+ANY_ACTIVATION = st.one_of(ACTIVATIONS, st.sampled_from(["gelu_quick", "silu_clamped"]))
 WORDS = st.text(
     st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=20
 ).filter(str.isprintable)
@@ -49,6 +51,7 @@ KIND_NAMES = st.one_of(
 dropouts = st.one_of(st.just(0.0), st.floats(0, 0.9))
 sizes = st.integers(1, 64)
 factors = st.floats(1, 64)
+QK_NORMS = st.sampled_from(["head", "each_head", "all_heads"])
 
 
 def some(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -108,7 +111,11 @@ def attentions(draw: st.DrawFn) -> Attention:
     n_kv_heads = draw(st.integers(1, 4))
     d_head = 2 * draw(st.integers(1, 16))
     positions = st.one_of(
-        st.none(), ropes(d_head), st.just(Alibi()), st.builds(RelativeBias, sizes, sizes)
+        st.none(),
+        ropes(d_head),
+        st.just(Alibi()),
+        st.just(RelativeProjection()),
+        st.builds(RelativeBias, sizes, sizes, st.booleans(), st.booleans()),
     )
     return Attention(
         n_heads=n_kv_heads * draw(st.integers(1, 4)),
@@ -118,7 +125,7 @@ def attentions(draw: st.DrawFn) -> Attention:
         span=draw(spans),
         bias_qkv=draw(st.booleans()),
         bias_out=draw(st.booleans()),
-        qk_norm=draw(some(st.builds(QkNorm, norms, st.sampled_from(["head", "all_heads"])))),
+        qk_norm=draw(some(st.builds(QkNorm, norms, QK_NORMS))),
         scale=draw(some(st.floats(0.01, 2))),
         logit_softcap=draw(some(st.floats(1, 100))),
         sinks=draw(st.booleans()),
@@ -144,7 +151,7 @@ def latent_attentions(draw: st.DrawFn) -> LatentAttention:
 
 
 dense = st.builds(
-    Dense, sizes, ACTIVATIONS, gated=st.booleans(), bias=st.booleans(), dropout=dropouts
+    Dense, sizes, ANY_ACTIVATION, gated=st.booleans(), bias=st.booleans(), dropout=dropouts
 )
 
 

@@ -1,10 +1,10 @@
 """The spec of a model, and the ways to get one.
 
-spec.py holds the `Arch`; families.py builds it from a family's few numbers; hf.py
-reads and writes Hugging Face `config.json`; toml.py reads and writes our own spec
-files; zoo.py holds the named models; load.py turns what a user typed into an `Arch`.
-Below them: foreign.py bounds what comes from outside, config.py, rope.py and hf_keys.py
-serve hf.py, toml_boundary.py (pydantic) serves toml.py, and hub.py alone reaches the network.
+spec/ holds the `Arch`; families/ builds it from a family's few numbers; hf/ reads and
+writes Hugging Face `config.json`; toml.py reads and writes our own spec files; zoo.py
+holds the named models; load.py turns what a user typed into an `Arch`. Below them:
+foreign.py bounds what comes from outside, toml_boundary.py (pydantic) serves toml.py, and
+hub.py alone reaches the network.
 """
 
 from isoflop.arch.families import gpt, llama, palm

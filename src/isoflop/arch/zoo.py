@@ -14,11 +14,16 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from isoflop.arch.families import gpt, llama, palm
-from isoflop.arch.spec import Arch, Llama3Scaling
+from isoflop.arch.families import FAMILIES
+from isoflop.arch.spec import Arch, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 from isoflop.errors import UnknownName
 
-FAMILIES: dict[str, Callable[..., Arch]] = {"gpt": gpt, "llama": llama, "palm": palm}
+#: The kinds of rotary scaling by name; a table without `kind` is Llama 3's.
+SCALINGS: dict[str, Callable[..., RopeScaling]] = {
+    "linear": LinearScaling,
+    "llama3": Llama3Scaling,
+    "yarn": YarnScaling,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +74,13 @@ def entry(name: str) -> ZooEntry:
         raise UnknownName("model", name, _table(), "`isoflop models` lists them")
     row = dict(_table()[name])
     family = FAMILIES[row.pop("family")]
-    facts = {key: row.pop(key) for key in ("source", "published_source")}
-    published, published_to = row.pop("published", None), row.pop("published_to", 1)
-    note = row.pop("note", "")
+    usual = {"published": None, "published_to": 1, "published_source": "", "note": ""}
+    facts = {key: row.pop(key, default) for key, default in usual.items()}
+    source = row.pop("source")
     if "scaling" in row:
-        row["scaling"] = Llama3Scaling(**row["scaling"])
-    return ZooEntry(name, family(name, **row), published, published_to, **facts, note=note)
+        said = dict(row["scaling"])
+        row["scaling"] = SCALINGS[said.pop("kind", "llama3")](**said)
+    return ZooEntry(name=name, arch=family(name, **row), source=source, **facts)
 
 
 @cache

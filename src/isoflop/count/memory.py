@@ -60,7 +60,8 @@ def bytes_kv_cache(arch: Arch, workload: Workload, precision: Precision) -> Node
     """The key-value cache of `batch` sequences of `context` tokens, by kind of layer.
 
     Keys and values of every cached token; a windowed layer keeps its window only, latent
-    attention keeps the latent and the shared rotated key.
+    attention keeps the latent and the shared rotated key. A decoder behind an encoder also
+    keeps the keys and values of what the encoder read.
 
     >>> from isoflop.arch import llama
     >>> l3 = llama("l3", d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, d_ff=14336,
@@ -75,11 +76,24 @@ def bytes_kv_cache(arch: Arch, workload: Workload, precision: Precision) -> Node
             "bytes",
             workload.B
             * _tokens_kept(layer, workload, scope)
-            * _cached(layer, scope)
+            * _numbers_of(layer.attention, scope.within(name))
             * precision.bytes_each,
             times=scope.within(name)("n_layers", arch.times(name), f"layers of the kind {name}"),
         )
         for name, layer in arch.kinds.items()
+    ]
+    children += [
+        leaf(
+            f"{name}_cross",
+            "bytes",
+            workload.B
+            * workload.source
+            * _numbers_of(layer.cross, scope.within(f"{name}_cross"))
+            * precision.bytes_each,
+            times=scope.within(name)("n_layers", arch.times(name), f"layers of the kind {name}"),
+        )
+        for name, layer in arch.kinds.items()
+        if layer.cross is not None
     ]
     return branch("bytes_kv_cache", "bytes", children)
 
@@ -94,10 +108,9 @@ def _tokens_kept(layer: Layer, workload: Workload, scope: Scope) -> Expr:
     return workload.S
 
 
-def _cached(layer: Layer, scope: Scope) -> Expr:
+def _numbers_of(attention: Attention | LatentAttention, inside: Scope) -> Expr:
     """Numbers cached per token."""
-    inside = scope.within(layer.name)
-    match layer.attention:
+    match attention:
         case Attention() as spec:
             kv = inside("n_kv_heads", spec.n_kv_heads, "key-value heads")
             return 2 * kv * inside("d_head", spec.d_head, "size of a head")
@@ -143,7 +156,9 @@ def _widest(arch: Arch, workload: Workload) -> Expr:
     scope = Scope()
     D = scope("d_model", arch.d_model, "width of the residual stream")
     widths: list[Expr] = []
-    for layer in arch.kinds.values():
+    # A vision tower is far narrower than the decoder behind it and runs before it.
+    beside = {layer.name: layer for layer in (arch.encoder.layers if arch.encoder else ())}
+    for layer in (*arch.kinds.values(), *beside.values()):
         inside = scope.within(layer.name)
         match layer.attention:
             case Attention() as a:

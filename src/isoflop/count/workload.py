@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from isoflop.errors import InputError, Problem
-from isoflop.quantity import Expr, Symbol
+from isoflop.quantity import Expr, Symbol, number
 
 
 class Precision(StrEnum):
@@ -40,6 +40,10 @@ class Workload:
     that a causal mask leaves; otherwise every pair is counted, as a kernel without
     skipping computes it and as PyTorch's FLOP counter counts it.
 
+    `source_len` is what an encoder reads (None: as many tokens as there are keys), `images`
+    how many a vision tower sees per sequence; their tokens are part of `seq_len`. Models
+    without an encoder or a tower heed neither.
+
     >>> Workload.train(batch=8, seq_len=2048).tokens.value
     16384
     """
@@ -48,14 +52,17 @@ class Workload:
     seq_len: int
     context: int
     causal_skip: bool = False
+    source_len: int | None = None
+    images: int = 1
 
     def __post_init__(self) -> None:
         bad = [
-            Problem(field, value, "is a whole number from 1 to 1e12")
-            for field in ("batch", "seq_len", "context")
+            Problem(field, value, "is a whole number from 1 (images: 0) to 1e12")
+            for field in ("batch", "seq_len", "context", "source_len", "images")
+            if field != "source_len" or self.source_len is not None
             if not isinstance(value := getattr(self, field), int)
             or isinstance(value, bool)
-            or not 1 <= value <= 10**12
+            or not (field != "images") <= value <= 10**12
         ]
         if not bad and self.context < self.seq_len:
             rule = f"is at least seq_len={self.seq_len}: a query sees itself"
@@ -87,6 +94,25 @@ class Workload:
         if self.context == self.seq_len:
             return self.T
         return Symbol("context", self.context, meaning="keys per query")
+
+    @property
+    def whole(self) -> bool:
+        """Whether whole sequences are read, not tokens against a cache."""
+        return self.context == self.seq_len
+
+    @property
+    def source(self) -> Expr:
+        """Tokens per sequence that an encoder reads."""
+        if self.source_len is None:
+            return self.S
+        return Symbol("source_len", self.source_len, meaning="tokens that the encoder reads")
+
+    @property
+    def images_read(self) -> Expr:
+        """Images per sequence that go through the vision tower in this pass."""
+        if not self.whole:
+            return number(0)
+        return Symbol("images", self.images, meaning="images per sequence")
 
     @property
     def tokens(self) -> Expr:

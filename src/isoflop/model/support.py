@@ -16,6 +16,7 @@ from isoflop.arch.spec import (
     Window,
 )
 from isoflop.errors import InputError, Problem
+from isoflop.model.parts import ACTIVATIONS
 
 
 def check_supported(arch: Arch) -> None:
@@ -48,6 +49,9 @@ def _layer(layer: Layer) -> Iterator[Problem]:
         yield Problem(f"{place}.cross", "Attention", "is None: decoders are built")
     if not isinstance(layer.feed_forward, Dense):
         yield Problem(f"{place}.feed_forward", layer.feed_forward.kind, "is dense")
+    elif layer.feed_forward.activation not in ACTIVATIONS:
+        rule = f"is one of {', '.join(ACTIVATIONS)}"
+        yield Problem(f"{place}.feed_forward.activation", layer.feed_forward.activation, rule)
     if isinstance(layer.attention, Attention):
         yield from _attention(f"{place}.attention", layer.attention)
     else:
@@ -65,5 +69,7 @@ def _attention(place: str, attention: Attention) -> Iterator[Problem]:
             yield Problem(f"{place}.position.scaling", scaling.kind, rule)
     if not isinstance(attention.span, Full | Window):
         yield Problem(f"{place}.span", attention.span.kind, "is full or window")
+    if attention.qk_norm is not None and attention.qk_norm.per == "each_head":
+        yield Problem(f"{place}.qk_norm.per", "each_head", "is head or all_heads")
     if attention.sinks:
         yield Problem(f"{place}.sinks", attention.sinks, "is False")

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self, TypeVar
 
-from isoflop.arch.hf_keys import THEIR_NAMES
+from isoflop.arch.rules import LARGEST_SIZE
+from isoflop.arch.spec import Arch
 from isoflop.errors import InputError, Problem
 
 Value = TypeVar("Value")
@@ -20,7 +21,7 @@ class Config:
     until `close` raises everything that was noted.
 
     >>> config = Config({"n_head": 8, "extra": 1}, "config.json")
-    >>> config.whole("n_head", 12), config.whole("n_layer", 12)
+    >>> config.size("n_head", 12), config.size("n_layer", 12)
     (8, 12)
     >>> sorted(config.unread()), config.defaulted
     (['extra'], ['n_layer=12'])
@@ -42,26 +43,56 @@ class Config:
         self.asked.add(key)
         return self.keys.get(key) is not None
 
-    def whole(self, key: str, default: int) -> int:
-        value = self._given(key, default)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return int(value) if whole else self._wrong(key, "is a whole number", default)
+    def size(self, key: str, default: int) -> int:
+        return self._whole(key, default, 1, LARGEST_SIZE)
 
-    def whole_or_none(self, key: str) -> int | None:
-        return self.whole(key, 0) if self.has(key) else None
+    def count(self, key: str, default: int) -> int:
+        """A size that may be nothing."""
+        return self._whole(key, default, 0, LARGEST_SIZE)
+
+    def layers(self, key: str, default: int) -> int:
+        """A number of layers: lists of that length are made from it, so it is bounded here."""
+        return self._whole(key, default, 1, Arch.MAX_LAYERS)
+
+    def size_or_none(self, key: str, default: int | None = None) -> int | None:
+        """A size or null; absent is `default`."""
+        if key not in self.keys and default is not None:
+            return self.size(key, default)
+        return self.size(key, default or 1) if self.has(key) else None
 
     def real(self, key: str, default: float) -> float:
         value = self._given(key, default)
         return float(value) if _is_real(value) else self._wrong(key, "is a finite number", default)
 
-    def real_or_none(self, key: str) -> float | None:
-        return self.real(key, 0.0) if self.has(key) else None
+    def real_or_none(self, key: str, default: float | None = None) -> float | None:
+        """A number or null; absent is `default`."""
+        if key not in self.keys and default is not None:
+            return self.real(key, default)
+        return self.real(key, default or 0.0) if self.has(key) else None
 
     def needed(self, key: str, instead: float = 1.0) -> float:
         """A number without a default; `instead` stands in where it is missing."""
         if self.has(key):
             return self.real(key, instead)
         return float(self._wrong(key, "is given", instead))
+
+    def wholes(self, key: str) -> tuple[int, ...]:
+        """A list of whole numbers; absent or null is none of them."""
+        given = self.keys[key] if self.has(key) else ()
+        if isinstance(given, (list, tuple)) and all(_is_whole(x) for x in given):
+            return tuple(given)
+        return self._wrong(key, "is a list of whole numbers", ())
+
+    def choices(self, key: str, choices: Mapping[str, Value]) -> tuple[Value, ...] | None:
+        """The meanings of a list of words; None where it is absent or null."""
+        if not self.has(key):
+            return None
+        given = self.keys[key]
+        if isinstance(given, (list, tuple)) and all(
+            isinstance(word, str) and word in choices for word in given
+        ):
+            return tuple(choices[word] for word in given)
+        return self._wrong(key, f"is a list of {', '.join(sorted(choices))}", None)
 
     def reals(self, key: str) -> tuple[float, ...]:
         given = self.keys[key] if self.has(key) else None
@@ -94,15 +125,19 @@ class Config:
         self.tables.append(Config(value, self.where, f"{self.path}{key}.", self))
         return self.tables[-1]
 
+    def inner(self, key: str) -> Config:
+        """The table under a key; an empty one where it is absent, so that defaults are told."""
+        return self.table(key) or Config({}, self.where, f"{self.path}{key}.", self)
+
     def only(self, key: str, value: object, why: str) -> None:
         """A key for which the spec can say one value only."""
         if self.has(key) and self.keys[key] != value:
             self._wrong(key, f"is {str(value).lower()}", None, why)
 
-    def rename(self, error: InputError) -> InputError:
+    def rename(self, error: InputError, names: Mapping[str, str]) -> InputError:
         """A broken rule of the spec, said of the key that the config has for it."""
         problems = [
-            Problem(self._their_name(p.field), p.value, p.rule, p.hint) for p in error.problems
+            Problem(names.get(p.field, p.field), p.value, p.rule, p.hint) for p in error.problems
         ]
         return InputError(self.where, problems)
 
@@ -121,6 +156,12 @@ class Config:
             raise InputError(self.where, self.broken)
         return self
 
+    def _whole(self, key: str, default: int, least: int, most: int) -> int:
+        value = self._given(key, default)
+        if _is_whole(value) and least <= value <= most:
+            return int(value)
+        return self._wrong(key, f"is a whole number from {least} to {most:,}", default)
+
     def _given(self, key: str, default: Any) -> Any:
         self.asked.add(key)
         if key not in self.keys:
@@ -134,9 +175,9 @@ class Config:
         self.broken.append(Problem(f"{self.path}{key}", shown, rule, hint))
         return default
 
-    def _their_name(self, field: str) -> str:
-        named = THEIR_NAMES.get(field, ())
-        return next((key for key in named if key in self.asked), field)
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_real(value: object) -> bool:

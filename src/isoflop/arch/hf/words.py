@@ -1,22 +1,8 @@
-"""The words of Hugging Face configs: which keys matter, and what they are called here."""
+"""The words of Hugging Face configs: activations, and the keys that change nothing."""
 
 from __future__ import annotations
 
 from isoflop.arch.spec import Activation
-
-#: Our fields and the keys that say them, so that a broken rule names what the user wrote.
-THEIR_NAMES: dict[str, tuple[str, ...]] = {
-    "d_model": ("hidden_size", "n_embd"),
-    "n_layers": ("num_hidden_layers", "n_layer"),
-    "n_heads": ("num_attention_heads", "n_head"),
-    "n_kv_heads": ("num_key_value_heads",),
-    "d_head": ("head_dim",),
-    "d_ff": ("intermediate_size", "n_inner"),
-    "max_seq_len": ("max_position_embeddings", "n_positions"),
-    "n_rows": ("vocab_size",),
-    "theta": ("rope_theta",),
-    "eps": ("rms_norm_eps", "layer_norm_epsilon"),
-}
 
 #: transformers' words for the activations (its ACT2FN). The two tanh forms differ in rounding.
 ACTIVATIONS: dict[str, Activation] = {
@@ -25,17 +11,11 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh",
+    "quick_gelu": "gelu_quick",
     "relu": "relu",
     "relu2": "relu_squared",
     "silu": "silu",
     "swish": "silu",
-}
-ACTIVATION_WORDS: dict[Activation, str] = {
-    "gelu": "gelu",
-    "gelu_tanh": "gelu_new",
-    "relu": "relu",
-    "relu_squared": "relu2",
-    "silu": "silu",
 }
 
 #: Keys that change neither a count nor the forward pass of the language model: how it is
@@ -47,12 +27,17 @@ HARMLESS = frozenset(
         "_attn_implementation_internal",
         "_commit_hash",
         "_name_or_path",
+        "attention_softmax_in_fp32",
         "attn_implementation",
         "auto_map",
+        "aux_loss_alpha",
         "bad_words_ids",
         "begin_suppress_tokens",
         "bos_token_id",
+        "cache_implementation",
         "chunk_size_feed_forward",
+        "classifier_dropout",
+        "classifier_dropout_prob",
         "decoder_start_token_id",
         "diversity_penalty",
         "do_sample",
@@ -60,20 +45,31 @@ HARMLESS = frozenset(
         "early_stopping",
         "encoder_no_repeat_ngram_size",
         "eos_token_id",
+        "ep_size",
         "exponential_decay_length_penalty",
         "finetuning_task",
         "forced_bos_token_id",
         "forced_eos_token_id",
         "gradient_checkpointing",
         "id2label",
+        "init_config",
+        "init_device",
+        "init_std",
+        "initializer_cutoff_factor",
+        "initializer_factor",
         "initializer_range",
+        "is_decoder",
         "is_encoder_decoder",
+        "is_llama_config",
         "keys_to_ignore_at_inference",
         "label2id",
+        "layerdrop",
         "length_penalty",
+        "masked_softmax_fusion",
         "max_length",
         "max_new_tokens",
         "min_length",
+        "model_max_length",
         "n_ctx",
         "name_or_path",
         "no_repeat_ngram_size",
@@ -81,6 +77,7 @@ HARMLESS = frozenset(
         "num_beams",
         "num_labels",
         "num_return_sequences",
+        "offset_alibi",
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
@@ -89,12 +86,20 @@ HARMLESS = frozenset(
         "prefix",
         "pretraining_tp",
         "problem_type",
+        "quantization_config",
         "remove_invalid_values",
         "reorder_and_upcast_attn",
         "repetition_penalty",
         "return_dict",
         "return_dict_in_generate",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "scale_attention_softmax_in_fp32",
         "sep_token_id",
+        "seq_aux",
+        "skip_bias_add",
+        "skip_bias_add_qkv",
+        "slow_but_exact",
         "summary_activation",
         "summary_first_dropout",
         "summary_proj_to_labels",
@@ -112,9 +117,11 @@ HARMLESS = frozenset(
         "transformers.js_config",
         "transformers_version",
         "typical_p",
+        "unk_token_id",
         "unsloth_fixed",
         "unsloth_version",
         "use_bfloat16",
         "use_cache",
+        "verbose",
     ]
 )

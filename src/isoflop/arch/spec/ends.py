@@ -1,0 +1,94 @@
+"""The ends of a model, and what else may feed it: an encoder, a vision tower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isoflop.arch.rules import Rules
+from isoflop.arch.spec.layer import Layer, check_layers
+from isoflop.arch.spec.norms import Norm
+from isoflop.arch.spec.positions import Learned, Sinusoidal
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """Tokens to vectors.
+
+    `n_rows` is the number of rows stored, at least vocab_size: padding is explicit.
+    `d_embed` other than d_model adds a projection. `scale` multiplies the vectors.
+    """
+
+    n_rows: int
+    position: Learned | Sinusoidal | None = None
+    norm: Norm | None = None
+    d_embed: int | None = None
+    scale: float = 1.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        rules = Rules(self).size("n_rows").share("dropout").real("scale", above=0)
+        if self.d_embed is not None:
+            rules.size("d_embed")
+        rules.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Vectors to logits. `tied` reuses the embedding's matrix.
+
+    `scale` multiplies the logits, `softcap` c replaces a logit z by c tanh(z / c).
+    """
+
+    tied: bool = False
+    bias: bool = False
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        rules = Rules(self).real("scale", above=0)
+        if self.softcap is not None:
+            rules.real("softcap", above=0)
+        rules.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """The encoder of an encoder-decoder model; it shares the decoder's embedding."""
+
+    layers: tuple[Layer, ...]
+    final_norm: Norm | None
+    max_seq_len: int
+
+    def __post_init__(self) -> None:
+        rules = Rules(self).size("max_seq_len")
+        check_layers(rules, self.layers)
+        rules.close()
+
+
+@dataclass(frozen=True, slots=True)
+class VisionTower:
+    """A vision transformer and the projector into the language model's width.
+
+    Patches of `patch` x `patch` pixels and `channels` colours; `class_token` adds one
+    trained token. The projector is `projector` linear maps, the first into d_model.
+    """
+
+    d_model: int
+    layers: tuple[Layer, ...]
+    image: int
+    patch: int
+    channels: int = 3
+    class_token: bool = True
+    patch_bias: bool = False
+    pre_norm: Norm | None = None
+    final_norm: Norm | None = None
+    projector: int = 2
+    projector_bias: bool = True
+
+    def __post_init__(self) -> None:
+        rules = Rules(self).size("d_model").size("image").size("patch").size("channels")
+        rules.size("projector")
+        if not rules.broken:
+            rules.divides("patch", "image")
+        check_layers(rules, self.layers)
+        rules.close()

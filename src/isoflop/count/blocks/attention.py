@@ -1,0 +1,205 @@
+"""Attention: grouped, latent, and across to an encoder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from isoflop.arch.spec import (
+    Attention,
+    BlockSparse,
+    Chunked,
+    LatentAttention,
+    QkNorm,
+    RelativeBias,
+    RelativeProjection,
+    Rope,
+    Window,
+)
+from isoflop.count.blocks.norms import norm_part
+from isoflop.count.blocks.part import Ground, Part, Saved, Weight, linear
+from isoflop.count.operators import Core, Pointwise
+from isoflop.quantity import Expr, minimum, number
+
+
+def attention_part(ground: Ground, spec: Attention | LatentAttention) -> Part:
+    """Self-attention of one layer."""
+    match spec:
+        case Attention():
+            return _grouped_attention(ground, spec)
+        case LatentAttention():
+            return _latent_attention(ground, spec)
+
+
+def _grouped_attention(ground: Ground, spec: Attention) -> Part:
+    """Multi-head, grouped-query and multi-query attention: K = N, 1 < K < N, K = 1."""
+    D = ground.D
+    N, K, H = _heads(ground, spec)
+    queries, keys = ground.tokens * N * H, ground.tokens * K * H
+    model, bias = ("model", D), spec.bias_qkv
+    parts: list[Part] = [
+        linear(ground, "q", model, ("heads", N * H), bias=bias),
+        linear(ground, "k", model, ("kv_heads", K * H), bias=bias, keep_input=False),
+        linear(ground, "v", model, ("kv_heads", K * H), bias=bias, keep_input=False),
+        *_qk_norms(ground, spec.qk_norm, N, K, H),
+    ]
+    if isinstance(spec.position, Rope):
+        parts.append(Part("rotary", (), Pointwise("rotary", queries + keys, queries + keys)))
+    parts += _told_positions(ground, spec, N, H)
+    parts.append(_core_part(ground, spec, N, K, H, keys_seen(ground, spec), keys))
+    # The core's output is the projection's input: one tensor, kept once.
+    parts.append(
+        linear(ground, "out", ("heads", N * H), model, bias=spec.bias_out, keep_input=False)
+    )
+    return Part("attention", parts=tuple(parts))
+
+
+def _core_part(
+    ground: Ground, spec: Attention, N: Expr, K: Expr, H: Expr, seen: Expr, keys: Expr
+) -> Part:
+    """Scores and weighted values. Transformer-XL scores each key twice: itself and its distance."""
+    queries = ground.tokens * N * H
+    scored = 2 * H if isinstance(spec.position, RelativeProjection) else H
+    kept = (
+        Saved("queries", queries),
+        Saved("keys and values", 2 * keys),
+        Saved("output", queries),
+        Saved("log-sum-exp", ground.tokens * N, "fp32"),
+    )
+    return Part("core", (), Core(ground.B, N, K, ground.T, seen, ground.S, scored, H), kept)
+
+
+def _told_positions(ground: Ground, spec: Attention, N: Expr, H: Expr) -> list[Part]:
+    """What attention itself trains for positions, and its sinks; a shared bias is the stack's."""
+    parts: list[Part] = []
+    match spec.position:
+        case RelativeBias(shared=False):
+            parts.append(bias_table(ground, "bias", spec.position, N))
+        case RelativeProjection():
+            into, heads = ("model", ground.D), ("heads", N * H)
+            vectors = (Weight("u", (heads,)), Weight("v", (heads,)))
+            parts.append(linear(ground, "distances", into, heads, bias=False, rows=ground.S))
+            parts.append(Part("distance_biases", vectors))
+    if spec.sinks:
+        parts.append(Part("sinks", (Weight("weight", (("heads", N),)),)))
+    return parts
+
+
+def bias_table(ground: Ground, name: str, position: RelativeBias, N: Expr) -> Part:
+    """T5's bias per distance bucket and head."""
+    buckets = ground.scope("n_buckets", position.n_buckets, "buckets of distance")
+    return Part(name, (Weight("weight", (("bucket", buckets), ("heads", N))),))
+
+
+def cross_part(ground: Ground, spec: Attention, source: Expr, *, cached: bool) -> Part:
+    """Attention to `source` tokens of an encoder; `cached`: their keys and values are held.
+
+    The encoder's output is kept once, by the encoder, and read by every layer.
+    """
+    D = ground.D
+    N, K, H = _heads(ground, spec)
+    rows = number(0) if cached else ground.B * source
+    across = replace(ground, S=source, causal_skip=False)
+    model, values, bias = ("model", D), ("kv_heads", K * H), spec.bias_qkv
+    parts: list[Part] = [
+        linear(ground, "q", model, ("heads", N * H), bias=bias),
+        linear(ground, "k", model, values, bias=bias, rows=rows, keep_input=False),
+        linear(ground, "v", model, values, bias=bias, rows=rows, keep_input=False),
+        *_qk_norms(ground, spec.qk_norm, N, K, H),
+        *_told_positions(across, spec, N, H),
+        _core_part(across, spec, N, K, H, source, ground.B * source * K * H),
+        linear(ground, "out", ("heads", N * H), model, bias=spec.bias_out, keep_input=False),
+    ]
+    return Part("cross", parts=tuple(parts))
+
+
+def _heads(ground: Ground, spec: Attention) -> tuple[Expr, Expr, Expr]:
+    """N, K and H; K is N where every head has keys and values of its own."""
+    N = ground.scope("n_heads", spec.n_heads, "query heads")
+    shared = spec.n_kv_heads != spec.n_heads
+    K = ground.scope("n_kv_heads", spec.n_kv_heads, "key-value heads") if shared else N
+    return N, K, ground.scope("d_head", spec.d_head, "size of a head")
+
+
+def _qk_norms(ground: Ground, spec: QkNorm | None, N: Expr, K: Expr, H: Expr) -> list[Part]:
+    if spec is None:
+        return []
+    tokens = ground.tokens
+    if spec.per == "all_heads":
+        return [
+            norm_part(ground, "q_norm", spec.norm, N * H),
+            norm_part(ground, "k_norm", spec.norm, K * H),
+        ]
+    copies = (N, K) if spec.per == "each_head" else (None, None)
+    return [
+        norm_part(ground, "q_norm", spec.norm, H, tokens * N, copies[0]),
+        norm_part(ground, "k_norm", spec.norm, H, tokens * K, copies[1]),
+    ]
+
+
+def keys_seen(ground: Ground, spec: Attention) -> Expr:
+    """Keys per query that scores are computed for, on average over the queries.
+
+    With `causal_skip`, query i of T over S keys sees S - T + i of them: S - (T - 1)/2 on
+    average. A window w caps that; the ramp at the start of a sequence is counted as full
+    windows, an upper bound that is exact once S - T >= w.
+    """
+    seen: Expr = ground.S
+    if ground.causal_skip:
+        seen = (ground.S + 1) / 2 if ground.S == ground.T else ground.S - (ground.T - 1) / 2
+    match spec.span:
+        case Window(window=w):
+            return minimum(seen, ground.scope("window", w, "latest keys that a query sees"))
+        case Chunked(chunk=c):
+            return minimum(seen, ground.scope("chunk", c, "tokens of an attention chunk"))
+        case BlockSparse(block=block, n_local=n, stride=stride):
+            local = ground.scope("d_local", block * n, "keys in a query's local blocks")
+            far = seen / stride if stride else number(0)
+            return minimum(seen, local + far)
+    return seen
+
+
+def _latent_attention(ground: Ground, spec: LatentAttention) -> Part:
+    """Multi-head latent attention, keys and values rebuilt (DeepSeek-V2, equations 9 to 19)."""
+    scope, D = ground.scope, ground.D
+    N = scope("n_heads", spec.n_heads, "query heads")
+    nope = scope("d_head_nope", spec.d_head_nope, "head size without position")
+    rope = scope("d_head_rope", spec.d_head_rope, "rotated head size")
+    value = scope("d_head_value", spec.d_head_value, "head size of values")
+    latent = scope("d_kv_latent", spec.d_kv_latent, "size of the cached latent")
+    model, heads = ("model", D), ("heads", N * (nope + rope))
+    if spec.d_q_latent is None:
+        parts = [linear(ground, "q", model, heads, bias=False)]
+    else:
+        q_latent = scope("d_q_latent", spec.d_q_latent, "size of the query latent")
+        parts = [
+            linear(ground, "q_down", model, ("latent", q_latent), bias=spec.bias_qkv),
+            norm_part(ground, "q_norm", spec.norm, q_latent),
+            linear(ground, "q_up", ("latent", q_latent), heads, bias=False),
+        ]
+    turned = ground.tokens * (N + 1) * rope
+    parts += [
+        linear(
+            ground,
+            "kv_down",
+            model,
+            ("latent", latent + rope),
+            bias=spec.bias_qkv,
+            keep_input=False,
+        ),
+        norm_part(ground, "kv_norm", spec.norm, latent),
+        linear(ground, "kv_up", ("latent", latent), ("heads", N * (nope + value)), bias=False),
+        Part("rotary", (), Pointwise("rotary", turned, turned)),
+    ]
+    tokens, S = ground.tokens, ground.S
+    seen: Expr = (S + 1) / 2 if ground.causal_skip and ground.T == S else S
+    core = Core(ground.B, N, N, ground.T, seen, S, nope + rope, value)
+    kept = (
+        Saved("queries and keys", 2 * tokens * N * (nope + rope)),
+        Saved("values and output", 2 * tokens * N * value),
+        Saved("log-sum-exp", tokens * N, "fp32"),
+    )
+    parts.append(Part("core", (), core, kept))
+    parts.append(
+        linear(ground, "out", ("heads", N * value), model, bias=spec.bias_out, keep_input=False)
+    )
+    return Part("attention", parts=tuple(parts))

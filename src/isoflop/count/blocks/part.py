@@ -1,0 +1,114 @@
+"""The pieces of a description: weights, what is kept, parts, and what they stand on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from isoflop.count.operators import Matmul, Operator
+from isoflop.count.workload import Workload
+from isoflop.quantity import Expr, Symbol, number
+from isoflop.quantity.expr import product
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A trained tensor; its axes have logical names, which sharding rules speak of."""
+
+    name: str
+    axes: tuple[tuple[str, Expr], ...]
+
+    @property
+    def size(self) -> Expr:
+        return product(size for _, size in self.axes)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A tensor kept from forward to backward. `kind` says how it is stored."""
+
+    name: str
+    size: Expr
+    kind: str = "activation"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a model: a leaf that does one thing, or a group of parts.
+
+    `times` copies exist, `active` of them work on a given token (they differ only for
+    experts).
+    """
+
+    name: str
+    weights: tuple[Weight, ...] = ()
+    operator: Operator | None = None
+    saved: tuple[Saved, ...] = ()
+    parts: tuple[Part, ...] = ()
+    times: Expr = field(default_factory=lambda: number(1))
+    active: Expr | None = None
+
+
+class Scope:
+    """Symbols of one model: a name means one value, a second value gets a second name."""
+
+    def __init__(self, label: str = "", taken: dict[str, int] | None = None) -> None:
+        self.label = label
+        self.taken: dict[str, int] = {} if taken is None else taken
+
+    def within(self, label: str) -> Scope:
+        return Scope(label, self.taken)
+
+    def __call__(self, name: str, value: int, meaning: str = "") -> Symbol:
+        tried, again = name, 2
+        while self.taken.setdefault(tried, value) != value:
+            tried = f"{name}_{self.label}" if again == 2 else f"{name}_{self.label}_{again - 1}"
+            again += 1
+        return Symbol(tried, value, meaning=meaning)
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a block's description stands on: the tokens it works on, the width, the names.
+
+    `B` sequences of `T` tokens see `S` keys each.
+    """
+
+    scope: Scope
+    B: Expr
+    T: Expr
+    S: Expr
+    D: Expr
+    causal_skip: bool = False
+
+    @classmethod
+    def of(cls, scope: Scope, work: Workload, D: Expr) -> Self:
+        """The ground of a decoder's blocks."""
+        return cls(scope, work.B, work.T, work.S, D, work.causal_skip)
+
+    @property
+    def tokens(self) -> Expr:
+        return self.B * self.T
+
+    def within(self, label: str) -> Ground:
+        """The same ground where a second value of a name is called after `label`."""
+        return replace(self, scope=self.scope.within(label))
+
+
+def linear(
+    ground: Ground,
+    name: str,
+    into: tuple[str, Expr],
+    out: tuple[str, Expr],
+    *,
+    bias: bool,
+    rows: Expr | None = None,
+    keep_input: bool = True,
+) -> Part:
+    """A matrix with an optional bias; the input is kept unless a sibling keeps the same one."""
+    rows = ground.tokens if rows is None else rows
+    weights = [Weight("weight", (into, out))]
+    if bias:
+        weights.append(Weight("bias", (out,)))
+    saved = (Saved("input", rows * into[1]),) if keep_input else ()
+    return Part(name, tuple(weights), Matmul(rows, into[1], out[1], bias=bias), saved)

@@ -1,0 +1,100 @@
+"""What feeds a decoder from beside: a text encoder, a vision tower with its projector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from isoflop.arch.spec import Attention, Encoder, Layer, RelativeBias, VisionTower
+from isoflop.count.blocks.attention import bias_table
+from isoflop.count.blocks.layer import Source, layer_part
+from isoflop.count.blocks.norms import norm_part
+from isoflop.count.blocks.part import Ground, Part, Saved, Weight, linear
+from isoflop.count.operators import Gather, Pointwise
+from isoflop.quantity import Expr, number
+
+
+def stack_parts(
+    ground: Ground, layers: tuple[Layer, ...], source: Source | None = None
+) -> Iterator[Part]:
+    """The biases that a stack's layers share, then its kinds of layer."""
+    yield from _shared_biases(ground, layers)
+    kinds = {layer.name: layer for layer in layers}
+    for name, layer in kinds.items():
+        times = sum(other.name == name for other in layers)
+        yield layer_part(ground, layer, times, source, alone=len(kinds) == 1)
+
+
+def _shared_biases(ground: Ground, layers: tuple[Layer, ...]) -> Iterator[Part]:
+    """T5's table, stored once: the first layer's serves all that have the same shape."""
+    for place, blocks in (
+        ("relative_bias", [layer.attention for layer in layers]),
+        ("relative_bias_cross", [layer.cross for layer in layers]),
+    ):
+        tables: dict[tuple[RelativeBias, int], None] = {}
+        for block in blocks:
+            if isinstance(block, Attention) and isinstance(block.position, RelativeBias):
+                tables[block.position, block.n_heads] = None
+        shared = [(position, heads) for position, heads in tables if position.shared]
+        for i, (position, heads) in enumerate(shared):
+            N = ground.scope("n_heads", heads, "query heads")
+            yield bias_table(ground, place if not i else f"{place}_{i + 1}", position, N)
+
+
+def encoder_part(ground: Ground, encoder: Encoder, source: Source) -> Part:
+    """The encoder reads `source`, every token every other; it has read it where it is cached."""
+    read = number(0) if source.cached else source.tokens
+    inside = replace(ground.within("encoder"), T=read, S=source.tokens, causal_skip=False)
+    size = inside.tokens * ground.D
+    parts = [Part("tokens", (), Gather(inside.tokens, ground.D))]
+    parts += stack_parts(inside, encoder.layers)
+    if encoder.final_norm is not None:
+        parts.append(norm_part(inside, "final_norm", encoder.final_norm))
+    # Every decoder layer reads it, and one copy is kept.
+    parts.append(Part("output", saved=(Saved("output", size),)))
+    return Part("encoder", parts=tuple(parts))
+
+
+def vision_part(ground: Ground, tower: VisionTower, images: Expr) -> Part:
+    """Patches to tokens, a transformer over them, and the projector into the decoder's width."""
+    scope = ground.scope.within("vision")
+    width = scope("d_model_vision", tower.d_model, "width of the vision tower")
+    pixels = scope("d_patch", tower.patch**2 * tower.channels, "numbers in a patch")
+    patches = scope("n_patches", (tower.image // tower.patch) ** 2, "patches of an image")
+    length = patches + 1 if tower.class_token else patches
+    inside = Ground(scope, ground.B * images, length, length, width)
+    rows = inside.B * patches
+    parts = [
+        linear(
+            inside, "patches", ("patch", pixels), ("model", width), bias=tower.patch_bias, rows=rows
+        ),
+        *_token_parts(inside, tower, length),
+        *([] if tower.pre_norm is None else [norm_part(inside, "pre_norm", tower.pre_norm)]),
+        *stack_parts(inside, tower.layers),
+        *([] if tower.final_norm is None else [norm_part(inside, "final_norm", tower.final_norm)]),
+        _projector(inside, tower, rows, ground.D),
+    ]
+    return Part("vision", parts=tuple(parts))
+
+
+def _token_parts(ground: Ground, tower: VisionTower, length: Expr) -> Iterator[Part]:
+    """The class token and a trained position for each token."""
+    if tower.class_token:
+        yield Part("class_token", (Weight("weight", (("embed", ground.D),)),))
+    size = ground.tokens * ground.D
+    table = Weight("weight", (("position", length), ("embed", ground.D)))
+    yield Part("positions", (table,), Pointwise("add", reads=2 * size, writes=size))
+
+
+def _projector(ground: Ground, tower: VisionTower, rows: Expr, out: Expr) -> Part:
+    """`projector` maps with an activation between two; only patches go through it."""
+    parts: list[Part] = []
+    for i in range(tower.projector):
+        into = ("embed", out if i else ground.D)
+        if i:
+            hidden = rows * out
+            kept = (Saved("input", hidden),)
+            parts.append(Part(f"activation_{i}", (), Pointwise("gelu", hidden, hidden), kept))
+        name, model = f"linear_{i + 1}", ("model", out)
+        parts.append(linear(ground, name, into, model, bias=tower.projector_bias, rows=rows))
+    return Part("projector", parts=tuple(parts))

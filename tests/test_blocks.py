@@ -1,0 +1,178 @@
+"""The description of blocks: sizes by hand, and properties of every spec."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from tests.strategies import archs
+
+from isoflop.arch import Arch
+from isoflop.arch.families import gopher, opt, t5
+from isoflop.arch.spec import (
+    Attention,
+    Dense,
+    Embedding,
+    Encoder,
+    Head,
+    Layer,
+    LayerNorm,
+    QkNorm,
+    RelativeBias,
+    RmsNorm,
+    VisionTower,
+    Wiring,
+)
+from isoflop.count import (
+    TRAINING_STATES,
+    Precision,
+    Workload,
+    bytes_kv_cache,
+    flops_forward,
+    memory_inference,
+    memory_training,
+    params,
+    tasks,
+)
+from isoflop.quantity.expr import FUNCTIONS
+
+EXAMPLES = int(os.environ.get("ISOFLOP_EXAMPLES", "1"))
+QUIET = settings(max_examples=60 * EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def one(layer: Layer, **more: object) -> Arch:
+    """A model of one layer, 8 wide, with a vocabulary of 10."""
+    rest = {"embedding": Embedding(10), "head": Head(tied=True), "final_norm": None} | more
+    return Arch("one", 8, 10, 32, layers=(layer,), **rest)  # type: ignore[arg-type]
+
+
+@QUIET
+@given(archs())
+def test_every_formula_of_every_spec_reads_back_to_its_value(arch: Arch) -> None:
+    work = Workload(2, 8, 8, source_len=5, images=3)
+    for root in (params(arch), params(arch, active=True), flops_forward(arch, work),
+                 memory_training(arch, work, TRAINING_STATES["bf16"])):  # fmt: skip
+        for _, node in root.walk():
+            read = eval(node.total.digits, dict(FUNCTIONS))  # in floats where experts divide
+            assert read == pytest.approx(float(node.value), rel=1e-12)
+
+
+@QUIET
+@given(archs())
+def test_a_symbol_has_one_value_in_a_tree(arch: Arch) -> None:
+    values: dict[str, object] = {}
+    for root in (params(arch), flops_forward(arch, Workload(2, 8, 8, source_len=5))):
+        for _, node in root.walk():
+            for symbol in _every_symbol(node):
+                assert values.setdefault(symbol.name, symbol.given) == symbol.given
+
+
+def _every_symbol(node):
+    """All symbols of a formula: `symbols()` itself keeps one of each name."""
+    stack = [node.total]
+    while stack:
+        part = stack.pop()
+        if hasattr(part, "given"):
+            yield part
+        stack.extend(getattr(part, "args", ()))
+
+
+@QUIET
+@given(archs())
+def test_every_spec_has_a_cost_that_is_not_negative(arch: Arch) -> None:
+    for work in (Workload(2, 8, 8), Workload.decode(2, 8)):
+        assert (
+            sum((t.flops * t.times).value for t in tasks(arch, work))
+            == flops_forward(arch, work).value
+        )
+        assert bytes_kv_cache(arch, work, Precision.BF16).value > 0
+        assert memory_inference(arch, work, Precision.BF16).value > 0
+    assert 0 < params(arch, active=True).value <= params(arch).value
+
+
+def test_a_norm_per_head_has_weights_for_each() -> None:
+    def counted(per: str) -> int:
+        attention = Attention(4, 2, 6, qk_norm=QkNorm(LayerNorm(bias=False), per=per))  # type: ignore[arg-type]
+        tree = params(one(Layer(attention, Dense(4), RmsNorm())))
+        return int(
+            tree.find("layer/attention/q_norm").value + tree.find("layer/attention/k_norm").value
+        )
+
+    assert [counted(per) for per in ("head", "each_head", "all_heads")] == [12, 36, 36]
+
+
+def test_positions_of_transformer_xl_add_a_map_and_two_vectors_per_head() -> None:
+    arch = gopher(
+        "g", d_model=8, n_layers=3, n_heads=2, d_head=5, d_ff=9, vocab_size=11, max_seq_len=16
+    )
+    tree = params(arch)
+    assert tree.find("layer/attention/distances").value == 8 * 10
+    assert tree.find("layer/attention/distance_biases").value == 2 * 10
+    flops = flops_forward(arch, Workload.train(3, 4))
+    assert flops.find("layer/attention/distances").value == 2 * 4 * 8 * 10  # once, not per sequence
+    assert flops.find("layer/attention/core").value == 6 * 3 * 2 * 4 * 4 * 5  # scores twice, values
+
+
+@pytest.mark.parametrize(
+    ("wiring", "names"),
+    [
+        (Wiring.PRE, "norm_attention attention norm_cross cross norm_feed_forward feed_forward"),
+        (Wiring.POST, "attention norm_attention cross norm_cross feed_forward norm_feed_forward"),
+        (
+            Wiring.OUTPUT,
+            "attention norm_attention_out cross norm_cross_out feed_forward norm_feed_forward_out",
+        ),
+        (Wiring.PARALLEL, "norm attention cross feed_forward"),
+    ],
+)
+def test_a_crossed_layer_has_a_third_block_and_its_norm(wiring: Wiring, names: str) -> None:
+    plain = Attention(2, 2, 4)
+    layer = Layer(plain, Dense(4), RmsNorm(), wiring, cross=plain)
+    encoder = Encoder((Layer(plain, Dense(4), RmsNorm()),), None, 16)
+    paths = [t.path for t in tasks(one(layer, encoder=encoder), Workload(1, 4, 4))]
+    order = dict.fromkeys(path.split("/")[1] for path in paths if path.startswith("layer/"))
+    assert " ".join(order) == f"{names} residual"
+
+
+def test_a_shared_bias_is_counted_once_and_an_unshared_one_in_each_layer() -> None:
+    def counted(*, shared: bool) -> int:
+        attention = Attention(2, 2, 4, RelativeBias(8, shared=shared))
+        layer = Layer(attention, Dense(4), RmsNorm())
+        arch = Arch("b", 8, 10, 32, Embedding(10), (layer,) * 5, Head(tied=True), None)
+        bare = Layer(Attention(2, 2, 4), Dense(4), RmsNorm())
+        without = Arch("b", 8, 10, 32, Embedding(10), (bare,) * 5, Head(tied=True), None)
+        return int(params(arch).value - params(without).value)
+
+    assert counted(shared=True) == 16
+    assert counted(shared=False) == 5 * 16
+
+
+def test_a_tied_head_behind_a_narrow_embedding_projects_back() -> None:
+    arch = opt(
+        "o", d_model=8, n_layers=1, n_heads=2, d_ff=9, vocab_size=10, max_seq_len=16, d_embed=3
+    )
+    tree = params(arch)
+    assert tree.find("embedding/project").value == tree.find("head/project").value == 3 * 8
+    flops = flops_forward(arch, Workload.train(1, 4))
+    assert flops.find("head/logits").value == 2 * 4 * 3 * 10
+
+
+def test_a_vision_tower_by_hand() -> None:
+    inner = Layer(Attention(2, 2, 3, bias_qkv=True), Dense(7), LayerNorm())
+    tower = VisionTower(6, (inner, inner), image=8, patch=4, channels=3, patch_bias=True,
+                        pre_norm=LayerNorm(), final_norm=None, projector=3, projector_bias=False)  # fmt: skip
+    tree = params(one(Layer(Attention(2, 2, 4), Dense(4), RmsNorm()), vision=tower)).find("vision")
+    assert tree.find("patches").value == 4 * 4 * 3 * 6 + 6
+    assert tree.find("class_token").value == 6
+    assert tree.find("positions").value == 5 * 6  # 4 patches and the class token
+    assert tree.find("projector").value == 6 * 8 + 2 * 8 * 8
+    assert tree.find("layer").value == 2 * (4 * 36 + 3 * 6 + 2 * 6 * 7 + 2 * 12)
+
+
+def test_decoding_leaves_the_encoder_and_its_keys_alone() -> None:
+    arch = t5("t", d_model=8, n_layers=2, n_heads=2, d_ff=9, d_head=4, vocab_size=10)
+    paths = {t.path for t in tasks(arch, Workload.decode(1, 6)) if t.flops.value}
+    assert not any(path.startswith("encoder") for path in paths)
+    assert "layer/cross/core" in paths
+    assert "layer/cross/k" not in paths
