@@ -55,11 +55,15 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A tensor kept from forward to backward. `kind` says how it is stored."""
+    """A tensor kept from forward to backward.
+
+    `kind` says how it is stored, `axis` what its width is, in the words of weights' axes.
+    """
 
     name: str
     size: Expr
     kind: str = "activation"
+    axis: str = "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ class Part:
     """A piece of a model: a leaf that does one thing, or a group of parts.
 
     `times` copies exist, `active` of them work on a given token (they differ only for
-    experts).
+    experts). `saved` is what every kernel keeps, `kept_by_some` what only some do: scores
+    and dropout masks.
     """
 
     name: str
@@ -77,6 +82,7 @@ class Part:
     parts: tuple[Part, ...] = ()
     times: Expr = field(default_factory=lambda: number(1))
     active: Expr | None = None
+    kept_by_some: tuple[Saved, ...] = ()
 
 
 class Scope:
@@ -169,6 +175,7 @@ def _embedding(ground: Ground, arch: Arch, rows: Expr) -> Part:
             (Weight("weight", (("vocab", rows), ("embed", width))),),
             Gather(ground.tokens, width),
             (Saved("token ids", ground.tokens, "index"),),
+            kept_by_some=dropped(spec.dropout, ground.tokens * D),
         )
     ]
     if isinstance(spec.position, Learned):
@@ -201,7 +208,7 @@ def _loss(ground: Ground, vocabulary: Expr) -> Part:
     """Cross entropy over the logits; its log-softmax is kept in fp32."""
     logits = ground.tokens * vocabulary
     return Part(
-        "loss", (), Loss(ground.tokens, vocabulary), (Saved("log probabilities", logits, "fp32"),)
+        "loss", (), Loss(ground.tokens, vocabulary), (Saved("log probabilities", logits, "fp32", "vocab"),)
     )
 
 
@@ -230,6 +237,7 @@ def _wire(ground: Ground, layer: Layer) -> list[Part]:
         (),
         Pointwise("add", reads=2 * ground.tokens * ground.D, writes=ground.tokens * ground.D),
         times=number(2),
+        kept_by_some=dropped(layer.dropout, ground.tokens * ground.D),
     )
     match layer.wiring:
         case Wiring.PRE | Wiring.PARALLEL_TWO_NORMS:
@@ -253,8 +261,19 @@ def _wire(ground: Ground, layer: Layer) -> list[Part]:
     return [*order, add]
 
 
+def dropped(dropout: float, size: Expr, axis: str = "model") -> tuple[Saved, ...]:
+    """The mask of a dropout, where there is one."""
+    return (Saved("mask", size, "mask", axis),) if dropout else ()
+
+
 def norm_part(
-    ground: Ground, name: str, norm: Norm, width: Expr | None = None, rows: Expr | None = None
+    ground: Ground,
+    name: str,
+    norm: Norm,
+    width: Expr | None = None,
+    rows: Expr | None = None,
+    *,
+    axis: str = "model",
 ) -> Part:
     """A normalisation: its vectors, one pass over the data, input and statistics kept."""
     width = ground.D if width is None else width
@@ -269,7 +288,10 @@ def norm_part(
         name,
         tuple(Weight(n, (("norm", width),)) for n in names),
         Pointwise(kind, reads=rows * width, writes=rows * width, rows=rows),
-        (Saved("input", rows * width), Saved("statistics", statistics * rows, "fp32")),
+        (
+            Saved("input", rows * width, axis=axis),
+            Saved("statistics", statistics * rows, "fp32", axis),
+        ),
     )
 
 
@@ -288,7 +310,7 @@ def linear(
     weights = [Weight("weight", (into, out))]
     if bias:
         weights.append(Weight("bias", (out,)))
-    saved = (Saved("input", rows * into[1]),) if keep_input else ()
+    saved = (Saved("input", rows * into[1], axis=into[0]),) if keep_input else ()
     return Part(name, tuple(weights), Matmul(rows, into[1], out[1], bias=bias), saved)
 
 
@@ -330,17 +352,27 @@ def _grouped_attention(ground: Ground, spec: Attention) -> Part:
         parts.append(Part("sinks", (Weight("weight", (("heads", N),)),)))
     core = Core(ground.work.B, N, K, ground.work.T, keys_seen(ground, spec), ground.work.S, H, H)
     kept = (
-        Saved("queries", queries),
-        Saved("keys and values", 2 * keys),
-        Saved("output", queries),
-        Saved("log-sum-exp", ground.tokens * N, "fp32"),
+        Saved("queries", queries, axis="heads"),
+        Saved("keys and values", 2 * keys, axis="kv_heads"),
+        Saved("output", queries, axis="heads"),
+        Saved("log-sum-exp", ground.tokens * N, "fp32", "heads"),
     )
-    parts.append(Part("core", (), core, kept))
+    parts.append(Part("core", (), core, kept, kept_by_some=scores(ground, N, spec.dropout)))
     # The core's output is the projection's input: one tensor, kept once.
     parts.append(
         linear(ground, "out", ("heads", N * H), model, bias=spec.bias_out, keep_input=False)
     )
     return Part("attention", parts=tuple(parts))
+
+
+def scores(ground: Ground, N: Expr, dropout: float) -> tuple[Saved, ...]:
+    """What attention without flash keeps: every pair's probability, and again after dropout."""
+    pairs = ground.tokens * N * ground.work.S
+    kept = Saved("probabilities", pairs, "scores", "heads")
+    if not dropout:
+        return (kept,)
+    mask = Saved("mask of probabilities", pairs, "mask_scores", "heads")
+    return (kept, mask, Saved("dropped probabilities", pairs, "scores", "heads"))
 
 
 def _qk_norms(ground: Ground, spec: QkNorm | None, N: Expr, K: Expr, H: Expr) -> list[Part]:
@@ -349,12 +381,12 @@ def _qk_norms(ground: Ground, spec: QkNorm | None, N: Expr, K: Expr, H: Expr) ->
     tokens = ground.tokens
     if spec.per == "all_heads":
         return [
-            norm_part(ground, "q_norm", spec.norm, N * H),
-            norm_part(ground, "k_norm", spec.norm, K * H),
+            norm_part(ground, "q_norm", spec.norm, N * H, axis="heads"),
+            norm_part(ground, "k_norm", spec.norm, K * H, axis="kv_heads"),
         ]
     return [
-        norm_part(ground, "q_norm", spec.norm, H, tokens * N),
-        norm_part(ground, "k_norm", spec.norm, H, tokens * K),
+        norm_part(ground, "q_norm", spec.norm, H, tokens * N, axis="heads"),
+        norm_part(ground, "k_norm", spec.norm, H, tokens * K, axis="kv_heads"),
     ]
 
 
@@ -417,11 +449,11 @@ def _latent_attention(ground: Ground, spec: LatentAttention) -> Part:
     seen: Expr = (work.S + 1) / 2 if work.causal_skip and work.S == work.T else work.S
     core = Core(work.B, N, N, work.T, seen, work.S, nope + rope, value)
     kept = (
-        Saved("queries and keys", 2 * tokens * N * (nope + rope)),
-        Saved("values and output", 2 * tokens * N * value),
-        Saved("log-sum-exp", tokens * N, "fp32"),
+        Saved("queries and keys", 2 * tokens * N * (nope + rope), axis="heads"),
+        Saved("values and output", 2 * tokens * N * value, axis="heads"),
+        Saved("log-sum-exp", tokens * N, "fp32", "heads"),
     )
-    parts.append(Part("core", (), core, kept))
+    parts.append(Part("core", (), core, kept, kept_by_some=scores(ground, N, spec.dropout)))
     parts.append(
         linear(ground, "out", ("heads", N * value), model, bias=spec.bias_out, keep_input=False)
     )
@@ -457,12 +489,13 @@ def dense_parts(
 
 def _activation(spec: Dense, hidden: Expr) -> Part:
     """The activation keeps its input; a gate also keeps both factors of its product."""
+    masks = dropped(spec.dropout, hidden, "ff")
     if not spec.gated:
-        return Part(
-            "activation", (), Pointwise(spec.activation, hidden, hidden), (Saved("input", hidden),)
-        )
-    kept = (Saved("input", hidden), Saved("gate", hidden), Saved("up", hidden))
-    return Part("activation", (), Pointwise(f"{spec.activation}_gate", 2 * hidden, hidden), kept)
+        work, kept = Pointwise(spec.activation, hidden, hidden), ("input",)
+    else:
+        work, kept = Pointwise(f"{spec.activation}_gate", 2 * hidden, hidden), ("input", "gate", "up")
+    saved = tuple(Saved(name, hidden, axis="ff") for name in kept)
+    return Part("activation", (), work, saved, kept_by_some=masks)
 
 
 def _experts(ground: Ground, spec: Experts) -> Part:
