@@ -208,7 +208,10 @@ def _loss(ground: Ground, vocabulary: Expr) -> Part:
     """Cross entropy over the logits; its log-softmax is kept in fp32."""
     logits = ground.tokens * vocabulary
     return Part(
-        "loss", (), Loss(ground.tokens, vocabulary), (Saved("log probabilities", logits, "fp32", "vocab"),)
+        "loss",
+        (),
+        Loss(ground.tokens, vocabulary),
+        (Saved("log probabilities", logits, "fp32", "vocab"),),
     )
 
 
@@ -489,13 +492,13 @@ def dense_parts(
 
 def _activation(spec: Dense, hidden: Expr) -> Part:
     """The activation keeps its input; a gate also keeps both factors of its product."""
-    masks = dropped(spec.dropout, hidden, "ff")
-    if not spec.gated:
-        work, kept = Pointwise(spec.activation, hidden, hidden), ("input",)
-    else:
-        work, kept = Pointwise(f"{spec.activation}_gate", 2 * hidden, hidden), ("input", "gate", "up")
+    kind: str = spec.activation
+    reads, kept = hidden, ["input"]
+    if spec.gated:
+        kind, reads, kept = f"{spec.activation}_gate", 2 * hidden, ["input", "gate", "up"]
     saved = tuple(Saved(name, hidden, axis="ff") for name in kept)
-    return Part("activation", (), work, saved, kept_by_some=masks)
+    masks = dropped(spec.dropout, hidden, "ff")
+    return Part("activation", (), Pointwise(kind, reads, hidden), saved, kept_by_some=masks)
 
 
 def _experts(ground: Ground, spec: Experts) -> Part:

@@ -8,15 +8,16 @@ what one of many ranks holds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from typing import Literal, TypeAlias
 
 from isoflop.arch.spec import Arch, Attention, Dense, Experts, LatentAttention
-from isoflop.count.blocks import Scope, describe
+from isoflop.count.blocks import Part, Scope, describe
 from isoflop.count.memory_cache import bytes_kv_cache
 from isoflop.count.memory_rank import Split, held_by
 from isoflop.count.memory_saved import FLASH, Kernels, Recompute, bytes_saved
-from isoflop.count.memory_state import TrainingState
+from isoflop.count.memory_state import Held, TrainingState
 from isoflop.count.memory_weights import Stored, bytes_weights
 from isoflop.count.workload import Precision, Workload
 from isoflop.quantity import Basis, Expr, Interval, Node, Symbol, branch, leaf, maximum, number
@@ -128,23 +129,28 @@ def memory_training(
     248879616
     """
     root = describe(arch, workload)
+    return branch(
+        "memory",
+        "bytes",
+        [
+            _stored("bytes_weights", root, state.bytes_weights, state.source),
+            _stored("bytes_grads", root, state.bytes_grads, state.source),
+            _stored("bytes_optimizer", root, state.bytes_optimizer, state.source),
+            bytes_saved(arch, workload, state.activation, kernels, recompute),
+        ],
+    )
+
+
+def _stored(name: str, root: Part, each: Callable[[Held], Expr], source: str) -> Node:
     whole = Split(Symbol("tp", 1), Symbol("tp", 1))
-    pieces = {
-        "bytes_weights": state.bytes_weights,
-        "bytes_grads": state.bytes_grads,
-        "bytes_optimizer": state.bytes_optimizer,
-    }
-    stored = [
-        branch(
-            name,
+    kept = [
+        leaf(
+            p.name,
             "bytes",
-            [
-                leaf(p.name, "bytes", held_by(p, whole, lambda _, held, each=each: each(held)),
-                     times=p.times, source=state.source)
-                for p in root.parts
-            ],
+            held_by(p, whole, lambda _, held: each(held)),
+            times=p.times,
+            source=source,
         )
-        for name, each in pieces.items()
-    ]  # fmt: skip
-    kept = bytes_saved(arch, workload, state.activation, kernels, recompute)
-    return branch("memory", "bytes", [*stored, kept])
+        for p in root.parts
+    ]
+    return branch(name, "bytes", kept)

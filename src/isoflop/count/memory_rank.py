@@ -123,7 +123,9 @@ def split_of(arch: Arch, kind: str, shards: Shards) -> Split:
 Measure: TypeAlias = Callable[[Weight, Held], Expr]
 
 
-def held_by(part: Part, split: Split, measure: Measure, top: str = "", *, dealt: bool = False) -> Expr:
+def held_by(
+    part: Part, split: Split, measure: Measure, top: str = "", *, dealt: bool = False
+) -> Expr:
     """The sum of `measure` over the weights of one copy of `part` that one rank holds.
 
     `top` is the model's own part that `part` belongs to, `dealt` whether it is an expert.
@@ -273,9 +275,7 @@ def _activations(
     children, layers = [], []
     for part, copies in parts:
         split = split_of(job.arch, part.name, shards)
-        keeping = Keeping(
-            job.state.activation, job.kernels, job.recompute, _ways(split, shards)
-        )
+        keeping = Keeping(job.state.activation, job.kernels, job.recompute, _ways(split, shards))
         if not keeps(part):
             continue
         if part.name in job.arch.kinds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from isoflop.arch.spec import Arch
@@ -70,9 +70,14 @@ KERNELS = {
 }  # fmt: skip
 
 
-def unsplit(axis: str) -> Expr:
+def unsplit(_axis: str) -> Expr:
     """Nothing is sharded: every axis is whole."""
     return number(1)
+
+
+def always(_path: str, _part: Part, _saved: Saved) -> bool:
+    """Every kept tensor has a use: all weights train."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ class Keeping:
     kernels: Kernels = FLASH
     recompute: Recompute = "none"
     ways: Callable[[str], Expr] = unsplit
-    needed: Callable[[str, Part, Saved], bool] = field(default=lambda path, part, saved: True)
+    needed: Callable[[str, Part, Saved], bool] = always
 
     def own(self, part: Part, path: str) -> Expr:
         """Bytes that a leaf part keeps, one copy."""
@@ -124,7 +129,9 @@ class Keeping:
             case "index":
                 return (Symbol("bytes_index", 8, meaning="bytes of a token id"),)
             case "mask" | "mask_scores" if self.kernels.bytes_mask is not None:
-                mask = Symbol("bytes_mask", self.kernels.bytes_mask, meaning="bytes of a mask's element")
+                mask = Symbol(
+                    "bytes_mask", self.kernels.bytes_mask, meaning="bytes of a mask's element"
+                )
                 return () if mask.given == 1 else (mask,)
         return (own,)
 
@@ -165,7 +172,9 @@ def bytes_saved(
     >>> kept.find("layer").size.value / (2048 * 12288)  # 34 + 5 a s / h
     114.0
     """
-    return activations(arch, describe(arch, workload), workload, Keeping(activation, kernels, recompute))
+    return activations(
+        arch, describe(arch, workload), workload, Keeping(activation, kernels, recompute)
+    )
 
 
 def activations(arch: Arch, root: Part, workload: Workload, keeping: Keeping) -> Node:
