@@ -15,7 +15,7 @@ from isoflop.count.flops import (
     flops_training,
 )
 from isoflop.count.lecture import calculate_llm_memory
-from isoflop.count.memory import memory_inference, memory_training
+from isoflop.count.memory import BYTES_RUNTIME, memory_inference, memory_training
 from isoflop.count.memory_cache import bytes_kv_cache
 from isoflop.count.memory_rank import Shards, Trained, memory_rank
 from isoflop.count.memory_saved import KERNELS, RECOMPUTES, Kernels, Recompute, bytes_saved
@@ -26,6 +26,7 @@ from isoflop.count.traffic import Task, tasks
 from isoflop.count.workload import Precision, Workload
 
 __all__ = [
+    "BYTES_RUNTIME",
     "CONVENTIONS",
     "FLOPS_CONVENTIONS",
     "FORMATS",

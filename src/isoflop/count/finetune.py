@@ -44,11 +44,12 @@ class Lora:
     """Two thin matrices beside each target: in x rank and rank x out (Hu 2021, 2106.09685).
 
     A target is a path or its end: `q`, `attention/q`, `layer/attention/q`. The scale alpha
-    changes no count.
+    changes no count. `whole` parts train as they are, as copies beside the frozen ones.
     """
 
     rank: int
     targets: tuple[str, ...] = ("q", "v")
+    whole: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
@@ -158,11 +159,12 @@ def tune(arch: Arch, workload: Workload, method: Method) -> Tuned:
         case Full():
             trained = frozenset(path for path, _ in _leaves(root))
         case Only(targets=targets):
-            trained = _matching(root, targets, lambda part: bool(part.weights))
-        case Lora(rank=rank, targets=targets):
+            trained = _matching(root, targets, _has_weights)
+        case Lora(rank=rank, targets=targets, whole=whole):
             hit = _matching(root, targets, _is_linear)
+            trained = _matching(root, whole, _has_weights) if whole else frozenset()
             root = _with_updates(root, hit, _ground(arch, workload), rank)
-            trained = frozenset(p for p, _ in _leaves(root) if p.endswith(("_lora/a", "_lora/b")))
+            trained |= {p for p, _ in _leaves(root) if p.endswith(("_lora/a", "_lora/b"))}
         case Adapters(width=width):
             root = _with_bottlenecks(arch, root, _ground(arch, workload), width)
             trained = frozenset(p for p, _ in _leaves(root) if "/adapter_" in p)
@@ -227,6 +229,10 @@ def _with_bottlenecks(arch: Arch, root: Part, ground: Ground, width: int) -> Par
         return replace(layer, parts=tuple(parts))
 
     return replace(root, parts=tuple(grown(p) if p.name in arch.kinds else p for p in root.parts))
+
+
+def _has_weights(part: Part) -> bool:
+    return bool(part.weights)
 
 
 def _is_linear(part: Part) -> bool:

@@ -20,6 +20,7 @@ from isoflop.count.memory_saved import (
     going_backward,
     keeps,
     layer_kept,
+    loss_of,
 )
 from isoflop.count.memory_state import Held, TrainingState
 from isoflop.count.memory_weights import ENDS, Stored, format_of
@@ -272,20 +273,23 @@ def _activations(
     job: Trained, shards: Shards, parts: list[tuple[Part, Expr]], flight: Expr
 ) -> Node:
     """What forward leaves for backward, in as many micro-batches as are in flight."""
-    children, layers = [], []
+    children = []
+    layers: dict[str, Keeping] = {}
     for part, copies in parts:
-        split = split_of(job.arch, part.name, shards)
-        keeping = Keeping(job.state.activation, job.kernels, job.recompute, _ways(split, shards))
         if not keeps(part):
             continue
+        split = split_of(job.arch, part.name, shards)
+        keeping = Keeping(job.state.activation, job.kernels, job.recompute, _ways(split, shards))
         if part.name in job.arch.kinds:
             size = layer_kept(job.arch, part, job.work, keeping).size
             children.append(_leaf(part.name, size, flight * copies))
-            layers.append(going_backward([part], keeping))
+            layers[part.name] = keeping
         else:
             children.append(_leaf(part.name, keeping.tree(part).size, 1))
     if job.recompute == "full":
-        children.append(max(layers, key=lambda node: node.value))
+        loss = loss_of(children)
+        again = [going_backward([p], loss, layers[p.name]) for p, _ in parts if p.name in layers]
+        children.append(max(again, key=lambda node: node.value))
     return branch("bytes_activations", "bytes", children)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 from isoflop.arch.spec import Arch
 from isoflop.count.blocks import Part, Saved, describe
 from isoflop.count.operators import Loss, Pointwise
 from isoflop.count.workload import Precision, Workload
-from isoflop.quantity import Basis, Expr, Node, Symbol, branch, leaf, number, total
+from isoflop.quantity import Basis, Expr, Node, Symbol, branch, leaf, maximum, number, total
 from isoflop.quantity.expr import product
 
 #: none: everything is kept. selective: what is cheap to make again is not: attention's
@@ -163,7 +163,8 @@ def bytes_saved(
     """Tensors kept from forward to backward on one device, by path.
 
     With `full` recomputation each layer keeps its input; one layer's tensors, made again
-    while it goes backward, come on top as `layer_going_backward`.
+    while it goes backward, come on top as `layer_going_backward`, as far as they exceed
+    those of the loss, which are gone by then.
 
     >>> from isoflop.arch import gpt
     >>> gpt3 = gpt("gpt3", d_model=12288, n_layers=96, n_heads=96, vocab_size=50257,
@@ -185,8 +186,14 @@ def activations(arch: Arch, root: Part, workload: Workload, keeping: Keeping) ->
         if keeps(part)
     ]
     if keeping.recompute == "full":
-        children.append(going_backward([p for p in root.parts if p.name in arch.kinds], keeping))
+        layers = [p for p in root.parts if p.name in arch.kinds]
+        children.append(going_backward(layers, loss_of(children), keeping))
     return branch("bytes_activations", "bytes", children)
+
+
+def loss_of(children: list[Node]) -> Expr:
+    """What cross entropy keeps, where this device has it."""
+    return next((child.total for child in children if child.name == "loss"), number(0))
 
 
 def layer_kept(arch: Arch, part: Part, workload: Workload, keeping: Keeping) -> Node:
@@ -198,8 +205,12 @@ def layer_kept(arch: Arch, part: Part, workload: Workload, keeping: Keeping) -> 
     return leaf(part.name, "bytes", size, times=part.times, basis=Basis.MODELLED)
 
 
-def going_backward(layers: list[Part], keeping: Keeping) -> Node:
-    """The largest layer, whole, as it is made again."""
-    whole = Keeping(keeping.activation, keeping.kernels, "none", keeping.ways, keeping.needed)
+def going_backward(layers: list[Part], loss: Expr, keeping: Keeping) -> Node:
+    """The largest layer, whole, as it is made again: what it takes beyond the loss's bytes.
+
+    The loss's tensors are gone when the last layer goes backward, so the two share room.
+    """
+    whole = replace(keeping, recompute="none")
     largest = max((whole.tree(part) for part in layers), key=lambda node: node.size.value)
-    return leaf("layer_going_backward", "bytes", largest.size, basis=Basis.MODELLED)
+    size = maximum(largest.size - loss, 0) if loss != number(0) else largest.size
+    return leaf("layer_going_backward", "bytes", size, basis=Basis.MODELLED)
