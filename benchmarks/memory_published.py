@@ -159,7 +159,8 @@ def korthikanti(row: Row) -> tuple[float, str]:
 
 
 def bigscience(row: Row) -> tuple[float, str]:
-    """Megatron-DeepSpeed: fp16 Adam, ZeRO-1, fused softmax without flash, no sequence parallelism.
+    """Megatron-DeepSpeed: fp16 Adam whose step makes fp32 gradients, ZeRO-1, no flash attention,
+    no sequence parallelism.
 
     Layers that a row leaves out are the multiple of pp nearest to its size label over 12 h^2.
     """
@@ -174,7 +175,7 @@ def bigscience(row: Row) -> tuple[float, str]:
                dropout=0.0 if bloom else 0.1)  # fmt: skip
     kernels = replace(KERNELS["korthikanti"], statistics=True)
     work = Workload.train(int(row["micro_batch"]), 2048)
-    job = Trained(arch, work, TRAINING_STATES["bf16"], row["recompute"], kernels)
+    job = Trained(arch, work, TRAINING_STATES["fp16-fp32-main-grads"], row["recompute"], kernels)
     if n_layers % pp:
         raise Skip("the layers do not divide by the pipeline's stages")
     dp = int(row["dp"])
