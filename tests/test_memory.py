@@ -111,7 +111,7 @@ def test_lower_precision_never_adds_where_groups_are_full(heads: int, layers: in
 
 
 def test_an_unknown_format_is_named() -> None:
-    with pytest.raises(UnknownName, match="did you mean int4"):
+    with pytest.raises(UnknownName, match="did you mean int8 or int4"):
         bytes_weights(TINY, "int5")
 
 

@@ -115,14 +115,14 @@ class Ground:
         return self.work.tokens
 
 
-def describe(arch: Arch, workload: Workload) -> Part:
-    """The whole model as parts.
+def describe(arch: Arch, workload: Workload, scope: Scope | None = None) -> Part:
+    """The whole model as parts; `scope` learns the names that it uses.
 
     Raises:
         InputError: the spec holds a kind of block that is not described yet.
     """
     _refuse_undescribed(arch)
-    scope = Scope()
+    scope = Scope() if scope is None else scope
     ground = Ground(scope, workload, scope("d_model", arch.d_model, "width of the residual stream"))
     vocabulary = scope("vocab_size", arch.vocab_size, "tokens that can be read and written")
     rows = vocabulary
@@ -146,6 +146,13 @@ def describe(arch: Arch, workload: Workload) -> Part:
             _loss(ground, vocabulary),
         ),
     )
+
+
+def names_of(arch: Arch, workload: Workload) -> Scope:
+    """The names that the description uses, so that a formula beside it means the same by them."""
+    scope = Scope()
+    describe(arch, workload, scope)
+    return scope
 
 
 def _refuse_undescribed(arch: Arch) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from isoflop.arch.spec import Arch, Dense
-from isoflop.count.blocks import Ground, Part, Saved, Scope, dense_parts, describe, linear
+from isoflop.count.blocks import Ground, Part, Saved, dense_parts, describe, linear, names_of
 from isoflop.count.memory_saved import FLASH, Keeping, Kernels, Recompute, activations
 from isoflop.count.memory_state import Held, TrainingState
 from isoflop.count.memory_weights import Stored, bytes_weights
@@ -188,7 +188,7 @@ def _inputs(arch: Arch, root: Part, trained: frozenset[str]) -> frozenset[str]:
 
 
 def _ground(arch: Arch, workload: Workload) -> Ground:
-    scope = Scope()
+    scope = names_of(arch, workload)
     return Ground(scope, workload, scope("d_model", arch.d_model, "width of the residual stream"))
 
 

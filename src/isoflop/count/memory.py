@@ -13,7 +13,7 @@ from functools import reduce
 from typing import Literal, TypeAlias
 
 from isoflop.arch.spec import Arch, Attention, Dense, Experts, LatentAttention
-from isoflop.count.blocks import Part, Scope, describe
+from isoflop.count.blocks import Part, describe, names_of
 from isoflop.count.memory_cache import bytes_kv_cache
 from isoflop.count.memory_rank import Split, held_by
 from isoflop.count.memory_saved import FLASH, Kernels, Recompute, bytes_saved
@@ -86,7 +86,7 @@ def memory_inference(
 
 def _widest(arch: Arch, workload: Workload) -> Expr:
     """Numbers alive at the widest moment of any layer: two streams and the widest block."""
-    scope = Scope()
+    scope = names_of(arch, workload)
     D = scope("d_model", arch.d_model, "width of the residual stream")
     widths: list[Expr] = []
     for layer in arch.kinds.values():

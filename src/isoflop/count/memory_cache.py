@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from isoflop.arch.spec import Arch, Attention, Chunked, LatentAttention, Layer, Window
-from isoflop.count.blocks import Scope
+from isoflop.count.blocks import Scope, names_of
 from isoflop.count.workload import Precision, Workload
 from isoflop.errors import InputError, Problem
 from isoflop.quantity import Expr, Node, Symbol, branch, ceil_div, leaf, minimum
@@ -31,7 +31,7 @@ def bytes_kv_cache(
     """
     if page is not None and page < 1:
         raise InputError("count", [Problem("page", page, "is at least 1 token")])
-    scope = Scope()
+    scope = names_of(arch, workload)
     children = [
         leaf(
             name,
