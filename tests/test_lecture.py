@@ -117,7 +117,7 @@ def test_bad_input_is_refused_with_every_problem() -> None:
     assert {p.field for p in caught.value.problems} == {"num_params", "batch_size", "seq_len"}
     with pytest.raises(UnknownName, match="did you mean gpt3"):
         calculate_llm_memory(1e9, like="gtp3")
-    with pytest.raises(UnknownName, match="choose one of"):
+    with pytest.raises(UnknownName, match="did you mean fp32 or fp16"):
         calculate_llm_memory(1e9, "fp12")
 
 
