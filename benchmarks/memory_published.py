@@ -2,8 +2,9 @@
 
     python benchmarks/memory_published.py PATH/TO/memory.csv -o docs/memory-validation.md
 
-Each source's settings are turned into one prediction per row by what the source says about
-its trainer, before looking at the numbers; nothing is fitted. Rows whose settings are not
+Each source's settings are turned into one prediction per row by what is known of its
+trainer; no constant is fitted. Two choices were made after a first look at the errors, and
+the page says which. Rows whose settings are not
 stated, or whose method isoflop does not model, are listed with the reason instead.
 """
 
