@@ -25,16 +25,33 @@ from isoflop.arch.spec import (
     Wiring,
 )
 from isoflop.count import (
+    KERNELS,
+    RECOMPUTES,
     TRAINING_STATES,
+    Lora,
     Precision,
+    Shards,
+    Trained,
     Workload,
     bytes_kv_cache,
+    bytes_saved,
+    bytes_weights,
+    finetune_memory,
     flops_forward,
+    flops_prefill,
+    flops_training,
     memory_inference,
+    memory_rank,
     memory_training,
     params,
     tasks,
 )
+from isoflop.errors import InputError
+from isoflop.hardware import parse_cluster
+from isoflop.hardware.profile import Profile
+from isoflop.plan import plan_serve, plan_train
+from isoflop.plan.cost import step_cost
+from isoflop.plan.peak import peak_memory
 from isoflop.quantity.expr import FUNCTIONS
 
 EXAMPLES = int(os.environ.get("ISOFLOP_EXAMPLES", "1"))
@@ -176,3 +193,101 @@ def test_decoding_leaves_the_encoder_and_its_keys_alone() -> None:
     assert not any(path.startswith("encoder") for path in paths)
     assert "layer/cross/core" in paths
     assert "layer/cross/k" not in paths
+
+
+# --- towers in the folds that were made for decoders ----------------------------------------
+
+
+def small_t5(n_layers: int = 2, dropout: float = 0.0) -> Arch:
+    return t5("t", d_model=8, n_layers=n_layers, n_heads=2, d_ff=9, d_head=4, vocab_size=10,
+              dropout=dropout)  # fmt: skip
+
+
+def with_vision() -> Arch:
+    inner = Layer(Attention(2, 2, 3), Dense(7), LayerNorm())
+    tower = VisionTower(6, (inner,), image=8, patch=4)
+    return one(Layer(Attention(2, 2, 4), Dense(4), RmsNorm()), vision=tower)
+
+
+TOWERS = [(small_t5(), "arch.encoder"), (with_vision(), "arch.vision")]
+
+
+@QUIET
+@given(archs())
+def test_one_rank_of_one_holds_what_the_whole_model_holds_whatever_feeds_it(arch: Arch) -> None:
+    work, state = Workload(2, 8, 8, source_len=5, images=3), TRAINING_STATES["bf16"]
+    for policy in RECOMPUTES:
+        rank = memory_rank(Trained(arch, work, state, policy), Shards())
+        assert rank.value == memory_training(arch, work, state, recompute=policy).value
+
+
+def test_an_encoder_run_again_keeps_the_inputs_of_its_layers() -> None:
+    work = Workload(3, 5, 5, source_len=7)
+    kept = bytes_saved(small_t5(), work, Precision.BF16, recompute="full")
+    assert kept.find("encoder/layer").size.value == 3 * 7 * 8 * 2
+    assert kept.find("layer").size.value == 3 * 5 * 8 * 2
+    once, again = (flops_training(small_t5(), work, policy).value for policy in ("none", "full"))
+    assert again - once == once / 3 - 2 * 3 * 5 * 8 * 10  # all of forward but the head
+
+
+def test_an_encoder_drops_what_it_reads_and_cross_attention_its_scores() -> None:
+    work = Workload(3, 5, 5, source_len=7)
+    plain, dropping = (bytes_saved(small_t5(dropout=p), work, Precision.BF16) for p in (0.0, 0.1))
+    grown = dropping.find("encoder/tokens").value - plain.find("encoder/tokens").value
+    assert grown == 3 * 7 * 8  # a byte for each
+    assert dropping.find("layer/residual").value == 3 * 3 * 5 * 8  # after each of three blocks
+    eager = bytes_saved(small_t5(), work, Precision.BF16, KERNELS["eager"])
+    pairs = eager.find("layer/cross/core").value - plain.find("layer/cross/core").value
+    assert pairs == 3 * 2 * 5 * 7 * 2  # every query with every token that the encoder read
+
+
+def test_the_cache_of_what_an_encoder_read_is_paged_too() -> None:
+    work = Workload(1, 1, 6, source_len=7)
+    plain, paged = (bytes_kv_cache(small_t5(), work, Precision.BF16, page=p) for p in (None, 4))
+    assert [n.value for n in plain.children] == [2 * 6 * 16 * 2, 2 * 7 * 16 * 2]
+    assert [n.value for n in paged.children] == [2 * 8 * 16 * 2, 2 * 8 * 16 * 2]
+
+
+def test_quantisers_leave_tables_and_norms_of_two_axes_in_16_bits() -> None:
+    assert bytes_weights(small_t5(), "int8").find("relative_bias").value == 32 * 2 * 2
+    attention = Attention(4, 2, 6, qk_norm=QkNorm(LayerNorm(bias=False), per="each_head"))
+    tree = bytes_weights(one(Layer(attention, Dense(4), RmsNorm())), "int8")
+    assert tree.find("layer/attention/q_norm").value == 4 * 6 * 2
+    assert tree.find("layer/attention/q").value == 8 * 24
+
+
+def test_a_prompts_logits_are_those_of_its_last_position_also_in_a_narrow_head() -> None:
+    arch = opt(
+        "o", d_model=8, n_layers=1, n_heads=2, d_ff=9, vocab_size=10, max_seq_len=16, d_embed=3
+    )
+    assert flops_prefill(arch, 2, 7).find("head").value == 2 * 2 * (8 * 3 + 3 * 10)
+
+
+def test_every_stage_of_a_pipeline_holds_the_bias_that_layers_share() -> None:
+    layer = Layer(Attention(2, 2, 4, RelativeBias(8)), Dense(4), RmsNorm())
+    arch = Arch("b", 8, 10, 32, Embedding(10), (layer,) * 4, Head(tied=True), None)
+    job = Trained(arch, Workload.train(1, 4), TRAINING_STATES["bf16"])
+    for stage in (0, 1):
+        rank = memory_rank(job, Shards(pp=2), stage=stage)
+        assert rank.find("bytes_weights/relative_bias").value == 8 * 2 * 2
+
+
+@pytest.mark.parametrize(("arch", "field"), TOWERS)
+def test_what_can_only_speak_of_decoders_refuses_towers_by_their_field(
+    arch: Arch, field: str
+) -> None:
+    work, state = Workload.train(1, 8), TRAINING_STATES["bf16"]
+    cluster = parse_cluster("8xh100-sxm")
+    profile = object.__new__(Profile)  # never read: the refusal comes first
+    asked = (
+        lambda: plan_train(arch, 10**6, cluster, seq_len=8, global_batch=8),
+        lambda: plan_serve(arch, cluster, input_tokens=4, output_tokens=4),
+        lambda: step_cost(arch, work, profile),
+        lambda: peak_memory(arch, work, profile),
+        lambda: memory_rank(Trained(arch, work, state), Shards(tp=2)),
+        lambda: finetune_memory(arch, work, Lora(2), state),
+    )
+    for ask in asked:
+        with pytest.raises(InputError) as caught:
+            ask()
+        assert field in {problem.field for problem in caught.value.problems}

@@ -192,3 +192,21 @@ def test_a_fitted_law_is_read_back(runs_file: Path, tmp_path: Path) -> None:
     assert fitted["law"]["alpha"] == pytest.approx(0.34, abs=1e-4)
     predicted = answer("predict", str(law), "--params", "1e9", "--tokens", "1e11")
     assert predicted["loss"] == pytest.approx(1.8 + 400 / 1e9**0.34 + 1500 / 1e11**0.36, rel=1e-5)
+
+
+def test_fine_tuning_and_conventions_come_out_of_count() -> None:
+    done = isoflop("count", "llama-2-7b", "--seq-len", "512", "--lora", "8", "--qlora", "--json")
+    validate("count", done.stdout)
+    out = json.loads(done.stdout)
+    assert out["finetune"]["params_trained"] == 4_194_304
+    assert out["finetune"]["base"] == "nf4-dq"
+    assert out["memory"]["bytes_grads"] == 2 * 4_194_304
+    assert out["flops"]["conventions"]["exact"] == out["flops"]["training"]
+    assert out["flops"]["conventions"]["6n"] == out["flops"]["training_6n"]
+
+
+def test_a_quantised_base_without_updates_and_an_unknown_target_are_refused() -> None:
+    assert "goes with --lora RANK" in refused("count", "gpt2", "--qlora")
+    assert "it has q, k, v, out" in refused(
+        "count", "gpt2", "--lora", "2", "--lora-targets", "c_attn"
+    )

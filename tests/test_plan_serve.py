@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from isoflop.hardware import Chip, Cluster, find, parse_cluster
-from isoflop.plan import ServePlan, plan_serve
 
 from isoflop.arch import Arch, Attention, Dense, Experts, LatentAttention, gpt, llama
 from isoflop.arch.spec import Window
 from isoflop.errors import Infeasible, InputError
+from isoflop.hardware import Chip, Cluster, find, parse_cluster
+from isoflop.plan import ServePlan, plan_serve
 from isoflop.quantity import Symbol
 from isoflop.quantity.expr import FUNCTIONS
 

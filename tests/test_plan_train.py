@@ -12,15 +12,15 @@ from typing import Any, cast
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
+from isoflop.arch import Arch, gpt, llama
+from isoflop.count import TRAINING_STATES, Workload
+from isoflop.errors import Infeasible, InputError
 from isoflop.hardware import Chip, Cluster, find, parse_cluster
 from isoflop.plan import Layout, TrainPlan, broken_rules, legal_layouts, plan_train
 from isoflop.plan.economics import energy_mwh
 from isoflop.plan.place import bytes_per_accelerator
 from isoflop.plan.shard import Recompute, Trained
-
-from isoflop.arch import Arch, gpt, llama
-from isoflop.count import TRAINING_STATES, Workload
-from isoflop.errors import Infeasible, InputError
 from isoflop.quantity import Node, Symbol
 from isoflop.quantity.expr import FUNCTIONS
 

@@ -23,6 +23,7 @@ _PUBLIC = {
     "Workload": "isoflop.count",
     "attention": "isoflop.attention",
     "build": "isoflop.model",
+    "calculate_llm_memory": "isoflop.count",
     "find_law": "isoflop.laws",
     "flops_forward": "isoflop.count",
     "load": "isoflop.arch",

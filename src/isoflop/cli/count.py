@@ -13,17 +13,21 @@ from isoflop.cli.options import Count, Json, Stored, load_model
 from isoflop.cli.output import emit, say
 from isoflop.count import (
     CONVENTIONS,
+    FLOPS_CONVENTIONS,
     TRAINING_STATES,
+    Lora,
     Precision,
     Workload,
     bytes_kv_cache,
     bytes_weights,
+    finetune_memory,
     flops_6n,
     flops_forward,
     flops_training,
     memory_inference,
     memory_training,
     params,
+    params_trained,
 )
 from isoflop.errors import InputError, Problem, UnknownName
 from isoflop.quantity import Node
@@ -39,6 +43,25 @@ FLOPS_CONVENTION = (
 
 
 @dataclass(frozen=True, slots=True)
+class Tuning:
+    """Low-rank fine-tuning as asked for: the updates, and how the base is stored."""
+
+    method: Lora
+    base: str | None
+
+    def to_json(self, arch: Arch) -> dict[str, Any]:
+        trained = params_trained(arch, self.method)
+        return {
+            "rank": self.method.rank,
+            "targets": list(self.method.targets),
+            "base": self.base,
+            "params_trained": plain(trained.value),
+            "share_trained": float(trained.value) / float(params(arch).value),
+            "tree": trained.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Counted:
     """Everything `isoflop count` derives for one model and workload."""
 
@@ -48,10 +71,12 @@ class Counted:
     params: Node
     flops: Node
     memory: Node
+    tuning: Tuning | None = None
 
     def to_json(self) -> dict[str, Any]:
         named = {c.name: plain(c.count(self.params).value) for c in CONVENTIONS.values()}
         parts = {child.name: plain(child.value) for child in self.memory.children}
+        tuning = {} if self.tuning is None else {"finetune": self.tuning.to_json(self.arch)}
         return {
             "model": self.arch.name,
             "workload": {
@@ -77,8 +102,13 @@ class Counted:
                 "training": plain(flops_training(self.arch, self.workload).value),
                 "training_6n": plain(flops_6n(self.arch, self.workload.tokens).value),
                 "convention": FLOPS_CONVENTION,
+                "conventions": {
+                    c.name: plain(c.count(self.arch, self.workload).value)
+                    for c in FLOPS_CONVENTIONS.values()
+                },
                 "tree": self.flops.to_json(),
             },
+            **tuning,
         }
 
 
@@ -90,6 +120,9 @@ def count(
     batch: Count = 1,
     precision: Stored = Precision.BF16,
     training: Annotated[bool, Parameter(negative="")] = False,
+    lora: Count | None = None,
+    lora_targets: str = "q,v",
+    qlora: Annotated[bool, Parameter(negative="")] = False,
     as_json: Json = False,
 ) -> None:
     """Count a model's parameters, FLOPs and memory, as trees.
@@ -107,16 +140,46 @@ def count(
     training
         Memory of a training step (weights, gradients, Adam, activations) instead of
         inference.
+    lora
+        Rank of low-rank updates: memory of fine-tuning them, and how many parameters train.
+    lora_targets
+        Matrices that get an update, by path or its end: q,v or attention/q,feed_forward/up.
+    qlora
+        Store the base in nf4 with double quantization; needs --lora.
     """
     arch = load_model(model)
-    counted = count_all(arch, seq_len or arch.max_seq_len, batch, precision, training=training)
+    tuning = read_tuning(lora, lora_targets, qlora=qlora)
+    counted = count_all(arch, seq_len or arch.max_seq_len, batch, precision, training=training,
+                        tuning=tuning)  # fmt: skip
     if as_json:
         return emit("count", counted.to_json())
     return say(render(counted))
 
 
+def read_tuning(rank: int | None, targets: str, *, qlora: bool) -> Tuning | None:
+    """Fine-tuning as the options say it.
+
+    Raises:
+        InputError: a quantised base without updates to train.
+    """
+    if rank is None:
+        if qlora:
+            raise InputError(
+                "count", [Problem("--qlora", qlora, "goes with --lora RANK", "add --lora 16")]
+            )
+        return None
+    names = tuple(name.strip() for name in targets.split(",") if name.strip())
+    return Tuning(Lora(rank, names), "nf4-dq" if qlora else None)
+
+
 def count_all(
-    arch: Arch, seq_len: int, batch: int, precision: Precision, *, training: bool
+    arch: Arch,
+    seq_len: int,
+    batch: int,
+    precision: Precision,
+    *,
+    training: bool,
+    tuning: Tuning | None = None,
 ) -> Counted:
     """Derive everything for one workload.
 
@@ -128,14 +191,25 @@ def count_all(
         rule = f"is at most {arch.name}'s longest context, {arch.max_seq_len}"
         raise InputError("count", [Problem("--seq-len", seq_len, rule)])
     workload = Workload.train(batch, seq_len)
-    if training:
-        if precision.value not in TRAINING_STATES:
-            raise UnknownName("training precision", precision.value, TRAINING_STATES,
-                              f"choose one of {', '.join(TRAINING_STATES)}")  # fmt: skip
-        memory = memory_training(arch, workload, TRAINING_STATES[precision.value])
-    else:
-        memory = memory_inference(arch, workload, precision)
-    return Counted(arch, workload, precision, params(arch), flops_forward(arch, workload), memory)
+    memory = _memory(arch, workload, precision, training=training, tuning=tuning)
+    return Counted(
+        arch, workload, precision, params(arch), flops_forward(arch, workload), memory, tuning
+    )
+
+
+def _memory(
+    arch: Arch, workload: Workload, precision: Precision, *, training: bool, tuning: Tuning | None
+) -> Node:
+    if not training and tuning is None:
+        return memory_inference(arch, workload, precision)
+    if precision.value not in TRAINING_STATES:
+        usable = [name for name in TRAINING_STATES if name in list(Precision)]
+        raise UnknownName("training precision", precision.value, usable,
+                          f"choose one of {', '.join(usable)}")  # fmt: skip
+    state = TRAINING_STATES[precision.value]
+    if tuning is None:
+        return memory_training(arch, workload, state)
+    return finetune_memory(arch, workload, tuning.method, state, base=tuning.base)
 
 
 def render(counted: Counted) -> str:
@@ -146,6 +220,9 @@ def render(counted: Counted) -> str:
     title = f"{counted.arch.name}: {format_exact(counted.params.value)} parameters"
     if active != counted.params.value:
         title += f", {format_exact(active)} active per token"
+    if counted.tuning is not None:
+        trained = params_trained(counted.arch, counted.tuning.method).value
+        title += f", {format_exact(trained)} trained"
     return "\n".join(
         [
             title,

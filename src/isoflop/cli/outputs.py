@@ -98,6 +98,16 @@ class CountFlops(Out):
     training: Number
     training_6n: Number
     convention: str
+    conventions: dict[str, Number]
+    tree: Node
+
+
+class CountFinetune(Out):
+    rank: int
+    targets: list[str]
+    base: str | None
+    params_trained: int
+    share_trained: float
     tree: Node
 
 
@@ -107,6 +117,7 @@ class Count(Command):
     params: CountParams
     memory: CountMemory
     flops: CountFlops
+    finetune: CountFinetune | None = None
 
 
 class Quantity(Out):

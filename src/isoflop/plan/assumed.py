@@ -74,17 +74,6 @@ PUE = _assumed(
     source="1.1 in Patterson 2021 (2104.10350) and Touvron 2023; the world's mean is about 1.5",
 )
 
-BYTES_RUNTIME = _assumed(
-    "bytes_runtime",
-    2 * 10**9,
-    spread=(10**9, 4 * 10**9),
-    meaning=(
-        "memory of each accelerator held by its context, libraries, communication buffers "
-        "and fragments"
-    ),
-    source="1 to 2 GB for the context and libraries, the rest for buffers and fragments",
-)
-
 
 def choose(default: Symbol, given: float | None) -> Symbol:
     """The user's number in place of the assumption, or the assumption.

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from isoflop.arch.spec import Arch
-from isoflop.count.blocks import Part, describe
+from isoflop.count.blocks import Part, beside, describe
 from isoflop.count.operators import Core, Gather, Loss, Matmul, Pointwise
 from isoflop.count.workload import Precision, Workload
+from isoflop.errors import InputError
 from isoflop.hardware.profile import Profile
 from isoflop.quantity import (
     Basis,
@@ -122,9 +123,11 @@ def step_cost(arch: Arch, workload: Workload, profile: Profile, pace: float = 1.
     `pace` is how much slower the machine is now than while it was calibrated.
 
     Raises:
-        InputError: the spec holds a block that is not described.
+        InputError: the spec holds a tower beside the decoder.
         UnknownName: the profile lacks a curve that the model needs.
     """
+    if bad := beside(arch, "is none: steps of decoders are priced"):
+        raise InputError("step cost", bad)
     root = describe(arch, workload)
     price = Pricer(profile, _tensors(root), pace)
     phases: tuple[Phase, ...] = ("forward", "backward")

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from isoflop.arch.spec import Arch
-from isoflop.count.blocks import Part, describe
+from isoflop.count.blocks import Part, beside, describe
 from isoflop.count.operators import Loss, Matmul, Pointwise
 from isoflop.count.workload import Precision, Workload
+from isoflop.errors import InputError
 from isoflop.hardware.profile import Profile
 from isoflop.quantity import Basis, Expr, Node, Symbol, branch, leaf, maximum, number, total
 
@@ -90,8 +91,10 @@ def peak_memory(arch: Arch, workload: Workload, profile: Profile) -> Node:
     """Resident bytes above those of PyTorch just imported, at the peak of a step.
 
     Raises:
-        InputError: the spec holds a block that is not described.
+        InputError: the spec holds a tower beside the decoder.
     """
+    if bad := beside(arch, "is none: steps of decoders are followed"):
+        raise InputError("peak memory", bad)
     alive = bytes_alive(arch, workload, profile.bytes_reused)
     resident = Symbol("ratio_resident", profile.ratio_resident, Basis.MEASURED, source="calibration",
                       meaning="resident bytes per live byte of blocks that the allocator keeps")  # fmt: skip

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from isoflop.arch import Arch, Experts
 from isoflop.count import Precision, Workload, bytes_kv_cache
 from isoflop.count.blocks import Part, describe
-from isoflop.count.operators import Core, Matmul, Operator
+from isoflop.count.flops import last_logits
+from isoflop.count.operators import Core, Operator
 from isoflop.quantity import Basis, Expr, Node, Symbol, branch, leaf, maximum, number
 
 #: Parts of a training pass that serving does not run.
@@ -64,13 +65,8 @@ def seconds_decode(arch: Arch, work: Workload, rates: Rates, stored: Stored) -> 
 
 
 def _served(root: Part, work: Workload) -> Part:
-    kept = []
-    for part in root.parts:
-        if part.name == "head" and isinstance(part.operator, Matmul):
-            part = replace(part, operator=replace(part.operator, rows=work.B))  # noqa: PLW2901
-        if part.name not in ONLY_TRAINING:
-            kept.append(part)
-    return replace(root, parts=tuple(kept))
+    kept = tuple(part for part in root.parts if part.name not in ONLY_TRAINING)
+    return last_logits(replace(root, parts=kept), work)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ from functools import cached_property
 from isoflop.arch import Arch
 from isoflop.count import Precision, Workload, bytes_kv_cache, memory_inference
 from isoflop.count.blocks import describe
+from isoflop.count.memory import BYTES_RUNTIME
+from isoflop.count.memory_rank import Shards, split_of, stage_parts, weights_held
 from isoflop.errors import Infeasible, InputError
 from isoflop.hardware import Chip, Cluster
 from isoflop.plan.ask import whole
-from isoflop.plan.assumed import BYTES_RUNTIME
 from isoflop.plan.layout import tensor_rules
 from isoflop.plan.roofline import Stored
-from isoflop.plan.shard import split_of, stage_parts, weights_held
 from isoflop.quantity import Basis, Expr, Node, Symbol, branch, ceil_div, leaf, total
 from isoflop.quantity.expr import Operation, Value
 from isoflop.quantity.units import format_bytes
@@ -105,14 +105,10 @@ class Request:
     def _stage(self, batch: int, tp: int, pp: int, stage: int) -> Node:
         root = describe(self.arch, Workload(1, 1, 1))
         parts = list(stage_parts(self.arch, root, pp, stage))
-        each = self.stored.weights.bytes_each
-        held = [
-            leaf(p.name, "bytes", p.size * each, times=p.times)
-            for p in weights_held(self.arch, parts, tp)
-        ]
+        shards = Shards(tp=tp, pp=pp)
         cache, logits = self._per_batch(batch)
         caches = [
-            leaf(part.name, "bytes", cache.find(part.name).size / split_of(self.arch, part.name, tp).kv,
+            leaf(part.name, "bytes", cache.find(part.name).size / split_of(self.arch, part.name, shards).kv,
                  times=copies)
             for part, copies in parts
             if part.name in self.arch.kinds
@@ -121,7 +117,7 @@ class Request:
             "bytes_per_accelerator",
             "bytes",
             [
-                branch("bytes_weights", "bytes", held),
+                weights_held(self.arch, parts, shards, self.stored.weights),
                 branch("bytes_kv_cache", "bytes", caches),
                 self._activations,
                 logits,

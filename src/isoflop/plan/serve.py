@@ -12,6 +12,7 @@ from typing import Any
 
 from isoflop.arch import Arch
 from isoflop.count import Precision, Workload
+from isoflop.count.blocks import beside
 from isoflop.errors import InputError, Problem
 from isoflop.hardware import Chip, Cluster
 from isoflop.hardware.chip import Precision as Format
@@ -142,6 +143,7 @@ def plan_serve(
     4.5 ms
     """
     bad = [
+        *beside(arch, "is none: plans are made for decoders"),
         *_check_lengths(arch, input_tokens, output_tokens),
         *([] if batch is None else whole("batch", batch, 10**9)),
         *one_of("precision", precision, tuple(Precision)),

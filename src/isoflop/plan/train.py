@@ -15,6 +15,7 @@ from isoflop.count import (
     flops_forward,
     params,
 )
+from isoflop.count.blocks import beside
 from isoflop.count.flops import BACKWARD
 from isoflop.errors import InputError, Problem
 from isoflop.hardware import Chip, Cluster
@@ -152,6 +153,7 @@ def plan_train(
     if layout is not None:
         micro_batch = layout.micro_batch
     bad = [
+        *beside(arch, "is none: plans are made for decoders"),
         *_check_work(arch, tokens=tokens, seq_len=seq_len,
                      global_batch=global_batch, micro_batch=micro_batch),
         *one_of("precision", precision, STATES),

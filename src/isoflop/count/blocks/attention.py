@@ -60,12 +60,23 @@ def _core_part(
     queries = ground.tokens * N * H
     scored = 2 * H if isinstance(spec.position, RelativeProjection) else H
     kept = (
-        Saved("queries", queries),
-        Saved("keys and values", 2 * keys),
-        Saved("output", queries),
-        Saved("log-sum-exp", ground.tokens * N, "fp32"),
+        Saved("queries", queries, axis="heads"),
+        Saved("keys and values", 2 * keys, axis="kv_heads"),
+        Saved("output", queries, axis="heads"),
+        Saved("log-sum-exp", ground.tokens * N, "fp32", "heads"),
     )
-    return Part("core", (), Core(ground.B, N, K, ground.T, seen, ground.S, scored, H), kept)
+    core = Core(ground.B, N, K, ground.T, seen, ground.S, scored, H)
+    return Part("core", (), core, kept, kept_by_some=scores(ground, N, spec.dropout))
+
+
+def scores(ground: Ground, N: Expr, dropout: float) -> tuple[Saved, ...]:
+    """What attention without flash keeps: every pair's probability, and again after dropout."""
+    pairs = ground.tokens * N * ground.S
+    kept = Saved("probabilities", pairs, "scores", "heads")
+    if not dropout:
+        return (kept,)
+    mask = Saved("mask of probabilities", pairs, "mask_scores", "heads")
+    return (kept, mask, Saved("dropped probabilities", pairs, "scores", "heads"))
 
 
 def _told_positions(ground: Ground, spec: Attention, N: Expr, H: Expr) -> list[Part]:
@@ -126,13 +137,13 @@ def _qk_norms(ground: Ground, spec: QkNorm | None, N: Expr, K: Expr, H: Expr) ->
     tokens = ground.tokens
     if spec.per == "all_heads":
         return [
-            norm_part(ground, "q_norm", spec.norm, N * H),
-            norm_part(ground, "k_norm", spec.norm, K * H),
+            norm_part(ground, "q_norm", spec.norm, N * H, axis="heads"),
+            norm_part(ground, "k_norm", spec.norm, K * H, axis="kv_heads"),
         ]
     copies = (N, K) if spec.per == "each_head" else (None, None)
     return [
-        norm_part(ground, "q_norm", spec.norm, H, tokens * N, copies[0]),
-        norm_part(ground, "k_norm", spec.norm, H, tokens * K, copies[1]),
+        norm_part(ground, "q_norm", spec.norm, H, tokens * N, copies[0], axis="heads"),
+        norm_part(ground, "k_norm", spec.norm, H, tokens * K, copies[1], axis="kv_heads"),
     ]
 
 
@@ -194,11 +205,11 @@ def _latent_attention(ground: Ground, spec: LatentAttention) -> Part:
     seen: Expr = (S + 1) / 2 if ground.causal_skip and ground.T == S else S
     core = Core(ground.B, N, N, ground.T, seen, S, nope + rope, value)
     kept = (
-        Saved("queries and keys", 2 * tokens * N * (nope + rope)),
-        Saved("values and output", 2 * tokens * N * value),
-        Saved("log-sum-exp", tokens * N, "fp32"),
+        Saved("queries and keys", 2 * tokens * N * (nope + rope), axis="heads"),
+        Saved("values and output", 2 * tokens * N * value, axis="heads"),
+        Saved("log-sum-exp", tokens * N, "fp32", "heads"),
     )
-    parts.append(Part("core", (), core, kept))
+    parts.append(Part("core", (), core, kept, kept_by_some=scores(ground, N, spec.dropout)))
     parts.append(
         linear(ground, "out", ("heads", N * value), model, bias=spec.bias_out, keep_input=False)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from isoflop.arch.spec import Arch, Learned
 from isoflop.count.blocks.norms import norm_part
-from isoflop.count.blocks.part import Ground, Part, Saved, Weight, linear
+from isoflop.count.blocks.part import Ground, Part, Saved, Weight, dropped, linear
 from isoflop.count.operators import Gather, Loss, Matmul, Pointwise
 from isoflop.quantity import Expr
 
@@ -22,6 +22,7 @@ def embedding_part(ground: Ground, arch: Arch, rows: Expr) -> Part:
             (Weight("weight", (("vocab", rows), ("embed", width))),),
             Gather(ground.tokens, width),
             (Saved("token ids", ground.tokens, "index"),),
+            kept_by_some=dropped(spec.dropout, ground.tokens * D),
         )
     ]
     if isinstance(spec.position, Learned):
@@ -56,7 +57,8 @@ def _logits(name: str, ground: Ground, arch: Arch, width: Expr, rows: Expr) -> P
     weights = [] if arch.head.tied else [Weight("weight", (("vocab", rows), ("embed", width)))]
     if arch.head.bias:
         weights.append(Weight("bias", (("vocab", rows),)))
-    saved = Saved("input", ground.tokens * width)
+    axis = "model" if width is ground.D else "embed"
+    saved = Saved("input", ground.tokens * width, axis=axis)
     return Part(name, tuple(weights), Matmul(ground.tokens, width, rows), (saved,))
 
 
@@ -64,5 +66,8 @@ def loss_part(ground: Ground, vocabulary: Expr) -> Part:
     """Cross entropy over the logits; its log-softmax is kept in fp32."""
     logits = ground.tokens * vocabulary
     return Part(
-        "loss", (), Loss(ground.tokens, vocabulary), (Saved("log probabilities", logits, "fp32"),)
+        "loss",
+        (),
+        Loss(ground.tokens, vocabulary),
+        (Saved("log probabilities", logits, "fp32", "vocab"),),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from isoflop.arch.spec import Dense, Experts, FeedForward
-from isoflop.count.blocks.part import Ground, Part, Saved, linear
+from isoflop.count.blocks.part import Ground, Part, Saved, dropped, linear
 from isoflop.count.operators import Pointwise
 from isoflop.quantity import Expr, number
 
@@ -34,12 +34,13 @@ def dense_parts(
 
 def _activation(spec: Dense, hidden: Expr) -> Part:
     """The activation keeps its input; a gate also keeps both factors of its product."""
-    if not spec.gated:
-        return Part(
-            "activation", (), Pointwise(spec.activation, hidden, hidden), (Saved("input", hidden),)
-        )
-    kept = (Saved("input", hidden), Saved("gate", hidden), Saved("up", hidden))
-    return Part("activation", (), Pointwise(f"{spec.activation}_gate", 2 * hidden, hidden), kept)
+    kind: str = spec.activation
+    reads, kept = hidden, ["input"]
+    if spec.gated:
+        kind, reads, kept = f"{spec.activation}_gate", 2 * hidden, ["input", "gate", "up"]
+    saved = tuple(Saved(name, hidden, axis="ff") for name in kept)
+    masks = dropped(spec.dropout, hidden, "ff")
+    return Part("activation", (), Pointwise(kind, reads, hidden), saved, kept_by_some=masks)
 
 
 def _experts(ground: Ground, spec: Experts) -> Part:

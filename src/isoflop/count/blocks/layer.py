@@ -8,7 +8,7 @@ from isoflop.arch.spec import Layer, Wiring
 from isoflop.count.blocks.attention import attention_part, cross_part
 from isoflop.count.blocks.feed_forward import feed_forward_part
 from isoflop.count.blocks.norms import norm_part
-from isoflop.count.blocks.part import Ground, Part
+from isoflop.count.blocks.part import Ground, Part, dropped
 from isoflop.count.operators import Pointwise
 from isoflop.quantity import Expr, number
 
@@ -46,7 +46,7 @@ def _wire(ground: Ground, layer: Layer, source: Source | None) -> list[Part]:
     order = [norm_part(ground, "norm", layer.norm)] if shares_input else []
     for name, block in blocks.items():
         order += _normed(ground, layer, name, block)
-    return [*order, residual(ground, times=len(blocks))]
+    return [*order, residual(ground, layer.dropout, times=len(blocks))]
 
 
 def _normed(ground: Ground, layer: Layer, name: str, block: Part) -> list[Part]:
@@ -68,7 +68,13 @@ def _normed(ground: Ground, layer: Layer, name: str, block: Part) -> list[Part]:
             return [block]
 
 
-def residual(ground: Ground, times: int) -> Part:
+def residual(ground: Ground, dropout: float, times: int) -> Part:
     """The adding of each block's output to the stream."""
     size = ground.tokens * ground.D
-    return Part("residual", (), Pointwise("add", reads=2 * size, writes=size), times=number(times))
+    return Part(
+        "residual",
+        (),
+        Pointwise("add", reads=2 * size, writes=size),
+        times=number(times),
+        kept_by_some=dropped(dropout, size),
+    )

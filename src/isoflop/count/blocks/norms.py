@@ -15,10 +15,12 @@ def norm_part(
     width: Expr | None = None,
     rows: Expr | None = None,
     copies: Expr | None = None,
+    *,
+    axis: str = "model",
 ) -> Part:
     """A normalisation: its vectors, one pass over the data, input and statistics kept.
 
-    `copies` is set where each head has vectors of its own.
+    `copies` is set where each head has vectors of its own; `axis` is that of the input.
     """
     width = ground.D if width is None else width
     rows = ground.tokens if rows is None else rows
@@ -35,5 +37,8 @@ def norm_part(
         name,
         tuple(Weight(n, axes) for n in names),
         Pointwise(kind, reads=rows * width, writes=rows * width, rows=rows),
-        (Saved("input", rows * width), Saved("statistics", statistics * rows, "fp32")),
+        (
+            Saved("input", rows * width, axis=axis),
+            Saved("statistics", statistics * rows, "fp32", axis),
+        ),
     )

@@ -10,6 +10,9 @@ from isoflop.count.workload import Workload
 from isoflop.quantity import Expr, Symbol, number
 from isoflop.quantity.expr import product
 
+#: Axes of what has two axes and multiplies nothing: a norm's per head, tables of positions.
+LOOKED_UP = frozenset({"norm", "bucket", "position"})
+
 
 @dataclass(frozen=True, slots=True)
 class Weight:
@@ -22,14 +25,28 @@ class Weight:
     def size(self) -> Expr:
         return product(size for _, size in self.axes)
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether it is a matrix in a product: tables are looked up, norms' vectors scale."""
+        return len(self.axes) == 2 and not any(name in LOOKED_UP for name, _ in self.axes)
+
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A tensor kept from forward to backward. `kind` says how it is stored."""
+    """A tensor kept from forward to backward.
+
+    `kind` says how it is stored, `axis` what its width is, in the words of weights' axes.
+    """
 
     name: str
     size: Expr
     kind: str = "activation"
+    axis: str = "model"
+
+
+def dropped(dropout: float, size: Expr, axis: str = "model") -> tuple[Saved, ...]:
+    """The mask of a dropout, where there is one."""
+    return (Saved("mask", size, "mask", axis),) if dropout else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +54,8 @@ class Part:
     """A piece of a model: a leaf that does one thing, or a group of parts.
 
     `times` copies exist, `active` of them work on a given token (they differ only for
-    experts).
+    experts). `saved` is what every kernel keeps, `kept_by_some` what only some do: scores
+    and dropout masks.
     """
 
     name: str
@@ -47,6 +65,12 @@ class Part:
     parts: tuple[Part, ...] = ()
     times: Expr = field(default_factory=lambda: number(1))
     active: Expr | None = None
+    kept_by_some: tuple[Saved, ...] = ()
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is one kind of layer: what its blocks give is added to a stream."""
+        return any(part.name == "residual" for part in self.parts)
 
 
 class Scope:
@@ -110,5 +134,5 @@ def linear(
     weights = [Weight("weight", (into, out))]
     if bias:
         weights.append(Weight("bias", (out,)))
-    saved = (Saved("input", rows * into[1]),) if keep_input else ()
+    saved = (Saved("input", rows * into[1], axis=into[0]),) if keep_input else ()
     return Part(name, tuple(weights), Matmul(rows, into[1], out[1], bias=bias), saved)

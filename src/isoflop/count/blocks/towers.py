@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from isoflop.arch.spec import Attention, Encoder, Layer, RelativeBias, VisionTower
+from isoflop.arch.spec import Arch, Attention, Encoder, Layer, RelativeBias, VisionTower
 from isoflop.count.blocks.attention import bias_table
 from isoflop.count.blocks.layer import Source, layer_part
 from isoflop.count.blocks.norms import norm_part
-from isoflop.count.blocks.part import Ground, Part, Saved, Weight, linear
+from isoflop.count.blocks.part import Ground, Part, Saved, Weight, dropped, linear
 from isoflop.count.operators import Gather, Pointwise
+from isoflop.errors import Problem
 from isoflop.quantity import Expr, number
+
+
+def beside(arch: Arch, rule: str) -> list[Problem]:
+    """A problem for each tower beside the decoder, for what can only speak of decoders."""
+    towers = {"arch.encoder": arch.encoder, "arch.vision": arch.vision}
+    return [
+        Problem(field, type(tower).__name__, rule)
+        for field, tower in towers.items()
+        if tower is not None
+    ]
 
 
 def stack_parts(
@@ -41,12 +52,17 @@ def _shared_biases(ground: Ground, layers: tuple[Layer, ...]) -> Iterator[Part]:
             yield bias_table(ground, place if not i else f"{place}_{i + 1}", position, N)
 
 
-def encoder_part(ground: Ground, encoder: Encoder, source: Source) -> Part:
-    """The encoder reads `source`, every token every other; it has read it where it is cached."""
+def encoder_part(ground: Ground, encoder: Encoder, source: Source, dropout: float) -> Part:
+    """The encoder reads `source`, every token every other; it has read it where it is cached.
+
+    `dropout` is that of the embedding, which it shares with the decoder.
+    """
     read = number(0) if source.cached else source.tokens
     inside = replace(ground.within("encoder"), T=read, S=source.tokens, causal_skip=False)
     size = inside.tokens * ground.D
-    parts = [Part("tokens", (), Gather(inside.tokens, ground.D))]
+    ids, masks = Saved("token ids", inside.tokens, "index"), dropped(dropout, size)
+    rows = Gather(inside.tokens, ground.D)
+    parts = [Part("tokens", (), rows, (ids,), kept_by_some=masks)]
     parts += stack_parts(inside, encoder.layers)
     if encoder.final_norm is not None:
         parts.append(norm_part(inside, "final_norm", encoder.final_norm))

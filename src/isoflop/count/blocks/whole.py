@@ -11,13 +11,13 @@ from isoflop.count.blocks.towers import encoder_part, stack_parts, vision_part
 from isoflop.count.workload import Workload
 
 
-def describe(arch: Arch, workload: Workload) -> Part:
-    """The whole model as parts, in the order in which they run.
+def describe(arch: Arch, workload: Workload, scope: Scope | None = None) -> Part:
+    """The whole model as parts, in the order in which they run; `scope` learns their names.
 
     An encoder and a vision tower run where whole sequences are read; where tokens are
     decoded against a cache they have run before.
     """
-    scope = Scope()
+    scope = Scope() if scope is None else scope
     D = scope("d_model", arch.d_model, "width of the residual stream")
     ground = Ground.of(scope, workload, D)
     vocabulary = scope("vocab_size", arch.vocab_size, "tokens that can be read and written")
@@ -31,9 +31,16 @@ def describe(arch: Arch, workload: Workload) -> Part:
     if arch.vision is not None:
         parts.append(vision_part(ground, arch.vision, workload.images_read))
     if arch.encoder is not None and source is not None:
-        parts.append(encoder_part(ground, arch.encoder, source))
+        parts.append(encoder_part(ground, arch.encoder, source, arch.embedding.dropout))
     parts += stack
     if arch.final_norm is not None:
         parts.append(norm_part(ground, "final_norm", arch.final_norm))
     parts += [head_part(ground, arch, rows), loss_part(ground, vocabulary)]
     return Part(arch.name, parts=tuple(parts))
+
+
+def names_of(arch: Arch, workload: Workload) -> Scope:
+    """The names that the description uses, so that a formula beside it means the same by them."""
+    scope = Scope()
+    describe(arch, workload, scope)
+    return scope
