@@ -160,4 +160,4 @@ def _error(chosen: Chosen, direction: Array) -> float:
 
 
 def _percent(error: float) -> str:
-    return f"±{error:.0%}" if error < 10 else "no useful precision"
+    return f"±{error:.0%}" if error < 2 else "no useful precision"
