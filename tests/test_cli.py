@@ -149,7 +149,7 @@ def test_all_problems_are_listed_one_to_a_line() -> None:
         (["count", "gpt2", "--seq-len", "4096"], "1024"),
         (["count", "gpt2", "--precision", "fp17"], "fp16"),
         (["count"], "MODEL"),
-        (["explain", "gpt2", "layer/attentoin"], "did you mean attention"),
+        (["explain", "gpt2", "layer/attentoin"], "did you mean layer/attention"),
         (["hardware", "h100-sxn"], "h100-sxm"),
         (["plan", "serve", "gpt2", "--on", "0xh100-sxm"], "h100"),
         (["predict", "chinchilla", "--flops", "1e21"], "law"),
@@ -210,3 +210,44 @@ def test_a_quantised_base_without_updates_and_an_unknown_target_are_refused() ->
     assert "it has q, k, v, out" in refused(
         "count", "gpt2", "--lora", "2", "--lora-targets", "c_attn"
     )
+
+
+def test_a_file_that_is_not_ours_is_never_overwritten(runs_file: Path, tmp_path: Path) -> None:
+    columns = ["--params", "N", "--flops", "C", "--loss", "L", "--bootstrap", "0"]
+    before = runs_file.read_text()
+    assert "nothing was written" in refused("fit", str(runs_file), *columns, "-o", str(runs_file))
+    assert runs_file.read_text() == before
+    for bad in (tmp_path, tmp_path / "no" / "law.json"):
+        assert "--output" in refused("fit", str(runs_file), *columns, "-o", str(bad))
+    assert "--output" in refused("calibrate", "-o", str(tmp_path / "no" / "p.json"))
+    assert "--output" in refused("demo", "-o", "/dev/null/x")
+
+
+@pytest.mark.parametrize(
+    "law",
+    ["{}", "[]", '{"law": null}', '{"law": {"A": 1' + "0" * 400 + ', "B": 1, "E": 1, "alpha": 1, "beta": 1}}',
+     '{"law": {"A": 1e308, "B": 1e308, "E": 1e308, "alpha": 50, "beta": 50}}'],
+)  # fmt: skip
+def test_a_broken_law_file_is_refused(law: str, tmp_path: Path) -> None:
+    (tmp_path / "law.json").write_text(law)
+    assert "law" in refused("predict", str(tmp_path / "law.json"), "--flops", "1e20", "--json")
+
+
+@pytest.mark.parametrize(
+    "line", ["threads = 100000000", "model = 3", 'model = ["gpt2"]', "", "seq_len = -1"]
+)
+def test_a_broken_recipe_is_refused(line: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(f"batch_size = 2\nsteps = 3\nlearning_rate = 0.1\nseq_len = 8\n{line}\n")
+    assert "r.toml" in refused("train", str(recipe), "-o", str(tmp_path / "run"))
+
+
+def test_control_characters_never_reach_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text('"a\\u001b[31m\\nb" = 1\n')
+    text = refused("count", str(tmp_path / "spec.toml"))
+    assert "\x1b" not in text
+    assert all(line.startswith("error: ") for line in text.strip().splitlines())
+
+
+def test_a_part_of_a_path_is_completed() -> None:
+    assert "layer/attention/q" in refused("explain", "gpt2", "q")

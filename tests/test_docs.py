@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from isoflop.cli.outputs import validate
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,3 +58,21 @@ def test_the_comparison_can_fail() -> None:
     assert same("a\n...\nc", "a\nb\nc")
     assert not same("a\nb", "a\nc")
     assert not same("a", "a\nb")
+
+
+def test_the_recipe_of_the_readme_trains(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    (recipe,) = (b for b in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "tiny.toml" in b)
+    (tmp_path / "tiny.toml").write_text(recipe)
+    done = subprocess.run(
+        [sys.executable, "-m", "isoflop", "train", "tiny.toml", "--json"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    validate("train", done.stdout)
+    assert 1.0 < json.loads(done.stdout)["val_loss"] < 3.2
+    again = subprocess.run(
+        [sys.executable, "-m", "isoflop", "train", "tiny.toml", "--json"],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert json.loads(again.stdout)["val_loss"] == json.loads(done.stdout)["val_loss"]

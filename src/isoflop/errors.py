@@ -16,6 +16,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+#: Fields and places longer than this are cut in messages.
+LONGEST_NAME = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -31,8 +34,9 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        hint = f" ({self.hint})" if self.hint else ""
-        return f"{self.field}={shorten(self.value)}: must hold: {self.rule}{hint}"
+        hint = f" ({clean(self.hint)})" if self.hint else ""
+        field = shorten(self.field, LONGEST_NAME)
+        return f"{field}={shorten(self.value)}: must hold: {clean(self.rule)}{hint}"
 
     def to_json(self) -> dict[str, str]:
         return {
@@ -63,7 +67,8 @@ class InputError(IsoflopError):
         super().__init__(where, *self.problems)
 
     def __str__(self) -> str:
-        return "\n".join(f"{self.where}: {problem}" for problem in self.problems)
+        where = shorten(self.where, LONGEST_NAME)
+        return "\n".join(f"{where}: {problem}" for problem in self.problems)
 
 
 class UnknownName(InputError):
@@ -96,6 +101,11 @@ def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     return [folded[h] for h in hits]
 
 
+def clean(text: str) -> str:
+    """Text without control characters: one line stays one line, and a terminal stays itself."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
 def shorten(value: object, most: int = 60) -> str:
     """A value as an error prints it: one line, no control characters, bounded.
 
@@ -107,5 +117,5 @@ def shorten(value: object, most: int = 60) -> str:
         text = value if isinstance(value, str) else repr(value)
     except ValueError:  # a container that holds an integer past Python's digit limit
         text = f"a {type(value).__name__} with an integer too long to print"
-    text = "".join(c if c.isprintable() else "�" for c in text[: most + 1])
+    text = clean(text[: most + 1])
     return text if len(text) <= most else text[: most - 1] + "…"

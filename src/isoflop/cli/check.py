@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from isoflop.arch import Arch
 from isoflop.cli.options import Count, Duration, Json, load_model
-from isoflop.cli.output import emit, note, say
+from isoflop.cli.output import check_output, emit, note, say
 from isoflop.cli.progress import bar
 from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.quantity.units import (
@@ -55,6 +55,7 @@ def calibrate_command(
     """
     from isoflop.runs import write_whole
 
+    check_output(output, "curves")
     profile = measure(threads, seconds)
     data = profile.to_json()
     write_whole(output, (json.dumps(data, indent=1) + "\n").encode())

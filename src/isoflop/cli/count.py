@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -317,16 +317,19 @@ def find_everywhere(
     if first in trees:
         yield Explained(first, rest, trees[first].find(rest), trees[first])
         return
-    missing: UnknownName | None = None
-    hits = 0
-    for name, root in trees.items():
-        try:
-            yield Explained(name, path, root.find(path), root)
-            hits += 1
-        except UnknownName as error:
-            missing = missing or error
-    if not hits and missing is not None:
-        raise missing
+    found = [name for name, root in trees.items() if path in dict(root.walk())]
+    if not found:
+        raise _no_such_path(path, trees)
+    yield from (Explained(name, path, trees[name].find(path), trees[name]) for name in found)
+
+
+def _no_such_path(path: str, trees: Mapping[str, Node]) -> UnknownName:
+    """What there is instead: whole paths that end in what was asked for, or near ones."""
+    known = dict.fromkeys(p for root in trees.values() for p, _ in root.walk() if p)
+    ends = [p for p in known if p.endswith(f"/{path}")]
+    top = ", ".join(p for p in known if "/" not in p)
+    hint = f"write {' or '.join(ends[:3])}" if ends else f"it starts with {top}"
+    return UnknownName("path", path, () if ends else known, hint)
 
 
 def _tell(found: Explained) -> str:

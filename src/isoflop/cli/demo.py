@@ -50,13 +50,17 @@ def demo(
     threads
         CPU threads; 2, or as many as there are, when not given.
     """
-    if minutes < MINUTES_LEAST:
-        rule = f"is at least {MINUTES_LEAST}"
-        raise InputError("demo", [Problem("--minutes", minutes, rule)])
-    told = note if as_json else say
     from isoflop.check.measure import n_cores
 
-    story = Story(prepare(output), minutes * 60, threads or min(2, n_cores()), told)
+    n_threads = min(2, n_cores()) if threads is None else threads
+    bad = []
+    if minutes < MINUTES_LEAST:
+        bad.append(Problem("--minutes", minutes, f"is at least {MINUTES_LEAST}"))
+    if not 1 <= n_threads <= n_cores():
+        bad.append(Problem("--threads", n_threads, f"is 1 to {n_cores()}, the cores there are"))
+    if bad:
+        raise InputError("demo", bad)
+    story = Story(prepare(output), minutes * 60, n_threads, note if as_json else say)
     data = story.tell()
     if as_json:
         emit("demo", data)
@@ -70,11 +74,15 @@ def prepare(output: Path) -> Path:
     if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not report.exists())):
         rule = "is a new directory, or one that an earlier demo wrote"
         raise InputError("demo", [Problem("--output", str(output), rule, "choose another with -o")])
-    if output.exists():
-        shutil.rmtree(output)
-    output.mkdir(parents=True)
-    # Written first, so that a demo that was broken off can be run again in the same place.
-    report.write_text(json.dumps({"schema": SCHEMA, "command": "demo", "state": "running"}) + "\n")
+    try:
+        if output.exists():
+            shutil.rmtree(output)
+        output.mkdir(parents=True)
+        # Written first, so that a demo that was broken off can be run again in its place.
+        report.write_text(json.dumps({"schema": SCHEMA, "command": "demo"}) + "\n")
+    except OSError as error:
+        problem = Problem("--output", str(output), "can be made", error.strerror or "")
+        raise InputError("demo", [problem]) from None
     return output
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from isoflop.cli.options import Json, Real
-from isoflop.cli.output import emit, note, say
+from isoflop.cli.output import SCHEMA, check_output, emit, note, say
 from isoflop.errors import InputError, Problem
 from isoflop.laws import Law, find_law, published_laws, read_runs
 from isoflop.quantity.units import format_count, format_exact, format_si, parse_real
 from isoflop.report.text import table
+from isoflop.runs import write_whole
 
 if TYPE_CHECKING:
     from isoflop.laws.fit import FitResult, Prediction
@@ -100,6 +102,8 @@ def fit(
     """
     from isoflop.laws.fit import fit as fit_law
 
+    if output is not None:
+        check_output(output, "law")
     wanted = [_read_point(text) for text in at]
     runs = read_runs(file, params=params, tokens=tokens, flops=flops, loss=loss)
     result = fit_law(
@@ -112,7 +116,7 @@ def fit(
         "predictions": [p.to_json() for p in predictions],
     }
     if output is not None:
-        output.write_text(json.dumps({"schema": "isoflop/1", **data}, indent=2) + "\n")
+        write_whole(output, (json.dumps({"schema": SCHEMA, **data}, indent=2) + "\n").encode())
         note(f"law written to {output}")
     if as_json:
         return emit("fit", data)
@@ -193,6 +197,10 @@ def predict(
         case _:
             rule = "is given as --params with --tokens, or as --flops alone"
             raise InputError("predict", [Problem("size", "missing or mixed", rule)])
+    wild = [name for name, value in data.items() if not math.isfinite(value)]
+    if wild:
+        rule = f"gives a finite {' and '.join(wild)} at this size"
+        raise InputError("predict", [Problem("law", law, rule, "look at its numbers")])
     if as_json:
         return emit("predict", {"law": form.to_json(), **data})
     shown = [[f"  {name}", format_exact(value)] for name, value in data.items()]
@@ -207,8 +215,12 @@ def read_law(text: str) -> Law:
     try:
         with path.open("rb") as file:
             data = json.loads(file.read(LARGEST_LAW_FILE))["law"]
+        convention = data["params_convention"]
         A, B, E, alpha, beta = (float(data[name]) for name in ("A", "B", "E", "alpha", "beta"))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        rule = "is a JSON file that `isoflop fit -o` wrote"
-        raise InputError(str(path), [Problem("law", text, rule, str(error)[:80])]) from None
-    return Law(A, B, E, alpha, beta, name=path.stem, source=f"fitted, {path}")
+    except (OSError, ArithmeticError, ValueError, LookupError, TypeError, RecursionError):
+        rule = "is a JSON file that `isoflop fit -o` wrote, its numbers finite"
+        raise InputError("predict", [Problem("law", text, rule)]) from None
+    return Law(
+        A, B, E, alpha, beta,
+        name=path.stem, source=f"fitted, {path}", params_convention=convention,
+    )  # fmt: skip

@@ -83,7 +83,8 @@ def plan_train_command(
     pue
         Power usage effectiveness of the data centre.
     convention
-        How FLOPs are counted: model (every product of the spec) or 6n.
+        How FLOPs are counted: model (every product of the spec), causal (only the scores that
+        the mask leaves) or 6nd (the rule of thumb).
     """
     arch, cluster = load_model(model), parse_cluster(on)
     length = seq_len or arch.max_seq_len

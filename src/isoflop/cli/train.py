@@ -13,7 +13,7 @@ from isoflop.cli.options import Json, load_model
 from isoflop.cli.output import emit, note, say
 from isoflop.cli.progress import bar
 from isoflop.count import Workload, flops_training
-from isoflop.errors import Infeasible
+from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.quantity.units import format_bytes, format_exact, format_seconds
 from isoflop.report.text import table
 
@@ -82,6 +82,9 @@ def read_model(model: str | Mapping[str, Any], recipe: Path) -> Arch:
     """
     from isoflop.arch.toml import spec_from_table
 
+    if model == "":
+        rule = "is given: a zoo name, a path, or a table [model]"
+        raise InputError(str(recipe), [Problem("model", '""', rule)])
     if isinstance(model, str):
         beside = recipe.parent / model
         return load_model(str(beside) if model and beside.exists() else model)

@@ -161,6 +161,7 @@ def plan_train(
         *one_of("convention", convention, COUNTINGS),
         *_check_rate(cluster.chip, precision, mfu, tflops),
         *unstated(cluster.chip, price=price, watts=watts),
+        *([] if pue is None or pue >= 1 else [Problem("pue", pue, "is at least 1, all energy over the machines' own")]),
     ]  # fmt: skip
     if bad:
         raise InputError("plan train", bad)

@@ -21,6 +21,7 @@ _BYTES = {f"{p}B": 1000**i for i, p in enumerate(["", *"kMGTPE"])} | {
     f"{p}iB": 1024**i for i, p in enumerate("KMGTPE", start=1)
 }
 _SECONDS = {
+    "": Fraction(1),
     "ns": Fraction(1, 10**9), "us": Fraction(1, 10**6), "ms": Fraction(1, 1000),
     "s": Fraction(1), "min": Fraction(60), "h": Fraction(3600), "d": Fraction(86400),
 }  # fmt: skip
@@ -166,7 +167,7 @@ def _parse(text: str, field: str, units: Mapping[str, int | Fraction], example: 
     except InvalidOperation:
         raise _wrong(text, field, "is a number", f"write it like {example}") from None
     if not 0 < value < 10**60:
-        raise _wrong(text, field, "lies between 0 and 1e60", f"write it like {example}")
+        raise _wrong(text, field, "lies above 0 and below 1e60", f"write it like {example}")
     return value
 
 

@@ -17,6 +17,9 @@ Precision: TypeAlias = Literal["fp32", "bf16"]
 #: The name of the default corpus, `ByteCorpus.python_library`.
 PYTHON_LIBRARY = "python-library"
 
+#: No machine has more cores; far more threads end the process without a word.
+THREADS_MOST = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -72,7 +75,10 @@ class Recipe:
                    pair and all(_is_share(beta) for beta in self.betas))  # fmt: skip
         rules.must("data", "is a path or python-library", isinstance(self.data, str) and self.data != "",
                    value=repr(self.data))  # fmt: skip
+        rules.must("model", "is a name, a path, or a table",
+                   isinstance(self.model, (str, Mapping)))  # fmt: skip
         if not rules.broken:
+            rules.must("threads", f"is at most {THREADS_MOST}", self.threads <= THREADS_MOST)
             rules.must("min_lr_ratio", "is at most 1", self.min_lr_ratio <= 1)
             rules.must("warmup_steps", f"is less than steps={self.steps}",
                        self.warmup_steps < self.steps)  # fmt: skip
