@@ -89,6 +89,7 @@ def commands(runs: Path) -> dict[str, list[str]]:
         "show": ["show", "llama-3.1-8b"],
         "count": ["count", "palm-540b"],
         "explain": ["explain", "gpt2", "layer/attention"],
+        "compare": ["compare", "llama-3-8b", "mixtral-8x7b", "deepseek-v3"],
         "hardware": ["hardware"],
         "plan train": ["plan", "train", "llama-3-8b", "--tokens", "15T", "--on", "512xh100-sxm"],
         "plan serve": ["plan", "serve", "llama-3-70b", "--on", "8xh100-sxm", "--precision", "int8"],
@@ -157,6 +158,7 @@ def test_all_problems_are_listed_one_to_a_line() -> None:
         (["fit", "no-such.csv"], "no-such.csv"),
         (["count", "nowhere/config.json"], "nowhere"),
         (["schema", "cuont"], "count"),
+        (["compare", "gpt2"], "two models"),
     ],
 )  # fmt: skip
 def test_bad_input_exits_two_and_says_what_is_wrong(arguments: list[str], says: str) -> None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "show": ("models:show", "Show a model's spec."),
     "count": ("count:count", "Count a model's parameters, FLOPs and memory, as trees."),
     "explain": ("count:explain", "Explain one number: formula, numbers, result, share, source."),
+    "compare": ("compare:compare", "Hold models side by side: parameters, FLOPs per token, bytes."),
     "hardware": (
         "hardware:hardware",
         "List the accelerators and the nodes, or show one with its sources.",

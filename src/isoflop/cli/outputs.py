@@ -444,11 +444,32 @@ class Demo(Command):
     figures: list[str]
 
 
+class Beside(Out):
+    name: str
+    params: int
+    params_active: int
+    n_layers: int
+    d_model: int
+    max_seq_len: int
+    flops_forward_per_token: Number
+    flops_training_per_token: Number
+    bytes_weights: Number
+    bytes_kv_cache: Number
+
+
+class Compare(Command):
+    seq_len: int
+    batch: int
+    precision: str
+    models: list[Beside]
+
+
 OUTPUTS: dict[str, type[BaseModel]] = {
     "models": Models,
     "show": Show,
     "count": Count,
     "explain": Explain,
+    "compare": Compare,
     "hardware": Hardware,
     "plan train": PlanTrain,
     "plan serve": PlanServe,
