@@ -1,0 +1,102 @@
+"""JSON of calibrate, check, train and demo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from isoflop.cli.outputs.base import Command, Out
+from isoflop.cli.outputs.laws import FitBody
+
+
+class Row(Out):
+    path: str
+    derived: int
+    built: int
+    equal: bool
+
+
+class Compared(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    predicted: float
+    measured: float
+    error: float
+
+
+class RunCheck(Out):
+    seconds_step: Compared
+    bytes_peak: Compared
+    pace: float
+    steps: int
+    seconds_cpu: float
+    peak_source: str
+
+
+class OperatorSeconds(Out):
+    """Seconds of one operator in a step, all copies; measured under a profiler."""
+
+    path: str
+    predicted: float
+    measured: float
+
+
+class Calibrate(Command):
+    output: str
+    profile: dict[str, Any]
+
+
+class Check(Command):
+    model: str
+    rows: list[Row]
+    disagreements: int
+    run: RunCheck | None = None
+    operators: list[OperatorSeconds] | None = None
+
+
+class Train(Command):
+    run_dir: str
+    state: str
+    reason: str
+    step: int
+    tokens: int
+    loss: float | None
+    val_loss: float | None
+    seconds_step: float | None
+    skipped: int
+    bytes_peak_rss: int | None
+
+
+class Span(Compared):
+    low: float | None
+    high: float | None
+    inside: bool | None
+
+
+class Rung(Out):
+    name: str
+    params: int
+    tokens: int
+    flops: int
+    steps: int
+    loss: float
+    seconds: Span
+    bytes_peak: Span
+    run_dir: str
+
+
+class Target(Rung):
+    loss_predicted: Span
+
+
+class Demo(Command):
+    directory: str
+    machine: dict[str, Any]
+    seconds_total: float
+    gpt3: dict[str, Any]
+    rungs: list[Rung]
+    law: FitBody
+    target: Target
+    baseline_markov2: float
+    beats_baseline: bool
+    figures: list[str]
