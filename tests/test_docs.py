@@ -47,11 +47,12 @@ def test_an_example_prints_what_the_page_shows(page: str, command: str, expected
 
 def same(expected: str, real: str) -> bool:
     """Equal but for trailing spaces; a line of ... stands for any lines."""
-    pattern = "\n".join(
-        r"(?:.*\n?)*?" if line.strip() == "..." else re.escape(line.rstrip())
+    pattern = "".join(
+        r"(?:.*\n)*?" if line.strip() == "..." else re.escape(line.rstrip()) + r"\n"
         for line in expected.splitlines()
     )
-    return re.fullmatch(pattern, "\n".join(line.rstrip() for line in real.splitlines())) is not None
+    text = "".join(f"{line.rstrip()}\n" for line in real.splitlines())
+    return re.fullmatch(pattern, text) is not None
 
 
 def test_the_comparison_can_fail() -> None:
