@@ -447,5 +447,15 @@ def test_the_json_has_the_promised_keys() -> None:
         "bytes_per_accelerator",
     ):
         assert isinstance(out[key], int | float), key
-    assert out["layout"] == {"tp": 1, "pp": 1, "dp": 8, "zero": 0, "micro_batch": 1}
+    assert out["layout"] == {
+        "tp": 1,
+        "pp": 1,
+        "dp": 8,
+        "zero": 0,
+        "micro_batch": 1,
+        "cp": 1,
+        "ep": 1,
+        "virtual": 1,
+        "sequence_parallel": True,
+    }
     assert {"name", "value", "interval", "meaning", "source"} == set(out["assumptions"][0])

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -18,22 +18,30 @@ from isoflop.quantity.units import format_bytes
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Tensor, pipeline and data parallel sizes; ZeRO stage; sequences per micro-batch.
+    """How one training step is split over accelerators.
 
-    Tensor parallelism is with sequence parallelism (Korthikanti 2022, 2205.05198): what
-    lies between the sharded matrices is split over the sequence. ZeRO 1 splits the
-    optimizer's state over the data-parallel copies (Rajbhandari 2020, 1910.02054).
+    tp: tensor parallel; with `sequence_parallel`, what lies between the sharded matrices is
+    split over the sequence (Korthikanti 2022, 2205.05198, section 4.2.2). pp: pipeline
+    stages, each of `virtual` chunks of layers (Narayanan 2021, 2104.04473, section 2.2).
+    cp: context parallel, each rank a part of every sequence. dp: data-parallel copies.
+    ep: ranks that the experts are dealt over, out of dp x cp. zero: 1 splits the optimizer's
+    state over dp x cp, 2 gradients too, 3 weights too (Rajbhandari 2020, 1910.02054).
+    micro_batch: sequences that one copy works on at once.
     """
 
     tp: int = 1
     pp: int = 1
     dp: int = 1
-    zero: Literal[0, 1] = 0
+    zero: Literal[0, 1, 2, 3] = 0
     micro_batch: int = 1
+    cp: int = 1
+    ep: int = 1
+    virtual: int = 1
+    sequence_parallel: bool = True
 
     @property
     def n_accelerators(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.dp * self.cp
 
     def n_micro_batches(self, global_batch: int) -> int:
         """Micro-batches that each pipeline runs per step."""
@@ -45,20 +53,23 @@ class Layout:
         >>> Layout(tp=8, pp=12, dp=4).bubble(global_batch=1536)
         Fraction(11, 384)
         """
-        return Fraction(self.pp - 1, self.n_micro_batches(global_batch))
+        return Fraction(self.pp - 1, self.n_micro_batches(global_batch) * self.virtual)
 
     def __str__(self) -> str:
-        text = f"tp={self.tp} pp={self.pp} dp={self.dp} zero={self.zero}"
-        return text if self.micro_batch == 1 else f"{text} micro_batch={self.micro_batch}"
+        """The sizes, leaving out what is as it is by default.
 
-    def to_json(self) -> dict[str, int]:
-        return {
-            "tp": self.tp,
-            "pp": self.pp,
-            "dp": self.dp,
-            "zero": self.zero,
-            "micro_batch": self.micro_batch,
-        }
+        >>> print(Layout(tp=8, pp=2, dp=4, cp=2))
+        tp=8 pp=2 dp=4 zero=0 cp=2
+        """
+        text = f"tp={self.tp} pp={self.pp} dp={self.dp} zero={self.zero}"
+        rest = ("cp", "ep", "virtual", "micro_batch")
+        text += "".join(
+            f" {name}={getattr(self, name)}" for name in rest if getattr(self, name) > 1
+        )
+        return text if self.sequence_parallel else f"{text} without sequence parallelism"
+
+    def to_json(self) -> dict[str, int | bool]:
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +115,7 @@ def broken_rules(layout: Layout, arch: Arch, cluster: Cluster, global_batch: int
     tp=4: must hold: divides n_heads=6 of layer
     pp=4: must hold: divides n_layers=6
     """
-    sizes = ("tp", "pp", "dp", "micro_batch")
+    sizes = ("tp", "pp", "dp", "micro_batch", "cp", "ep", "virtual")
     low = [Problem(f, getattr(layout, f), "is at least 1") for f in sizes if getattr(layout, f) < 1]
     if low:
         return low
@@ -155,12 +166,16 @@ def _rules_of_place(layout: Layout, cluster: Cluster) -> list[Problem]:
 
 
 def _rules_of_work(layout: Layout, arch: Arch, global_batch: int) -> list[Problem]:
-    per_step = layout.dp * layout.micro_batch
+    per_step, chunks = layout.dp * layout.micro_batch, layout.pp * layout.virtual
     rules = [
-        ("pp", layout.pp, f"divides n_layers={arch.n_layers}", arch.n_layers % layout.pp == 0),
+        ("pp" if layout.virtual == 1 else "pp * virtual", chunks,
+         f"divides n_layers={arch.n_layers}", arch.n_layers % chunks == 0),
         ("dp * micro_batch", per_step, f"divides global_batch={global_batch}",
          global_batch % per_step == 0),
-        ("zero", layout.zero, "is 0 or 1", layout.zero in (0, 1)),
+        ("zero", layout.zero, "is 0, 1, 2 or 3", layout.zero in (0, 1, 2, 3)),
+        ("virtual", layout.virtual, "is 1 where pp is 1", layout.virtual == 1 or layout.pp > 1),
+        ("ep", layout.ep, f"divides dp * cp = {layout.dp * layout.cp}",
+         layout.dp * layout.cp % layout.ep == 0),
     ]  # fmt: skip
     return [Problem(field, value, rule) for field, value, rule, holds in rules if not holds]
 

@@ -13,7 +13,16 @@ __all__ = ["Recompute", "Trained", "memory_training_stage", "shards_of"]
 
 def shards_of(layout: Layout) -> Shards:
     """A layout as the ways in which it splits memory."""
-    return Shards(tp=layout.tp, pp=layout.pp, dp=layout.dp, zero=layout.zero)
+    return Shards(
+        tp=layout.tp,
+        pp=layout.pp,
+        dp=layout.dp,
+        cp=layout.cp,
+        ep=layout.ep,
+        zero=layout.zero,
+        sequence_parallel=layout.sequence_parallel,
+        virtual=layout.virtual,
+    )
 
 
 def memory_training_stage(job: Trained, layout: Layout, n_micro: int, stage: int) -> Node:

@@ -22,6 +22,10 @@ class Layout(Out):
     dp: int
     zero: int
     micro_batch: int
+    cp: int
+    ep: int
+    virtual: int
+    sequence_parallel: bool
 
 
 class Refusal(Out):
