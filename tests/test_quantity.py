@@ -22,7 +22,8 @@ from isoflop.quantity import (
     number,
     where,
 )
-from isoflop.quantity.expr import FUNCTIONS, compile_expressions
+from isoflop.quantity.compile import compile_expressions
+from isoflop.quantity.expr import FUNCTIONS
 from isoflop.quantity.units import (
     format_bytes,
     format_seconds,
@@ -71,6 +72,28 @@ def test_a_printed_formula_computes_the_value(expr: Expr) -> None:
 def test_a_compiled_expression_equals_the_exact_one(expr: Expr, a: int) -> None:
     compiled = compile_expressions([expr], ["a"])(a)[0]
     assert float(compiled) == pytest.approx(float(expr.evaluate({"a": a})), rel=1e-12, abs=1e-9)
+
+
+def test_equal_parts_are_computed_once_and_constant_ones_not_at_all() -> None:
+    calls = []
+
+    def counted(*args: int) -> int:
+        calls.append(args)
+        return max(args)
+
+    a, b = Symbol("a"), Symbol("b", 4)
+    tree = [maximum(a, 3) * 2 + maximum(a, 3), maximum(a, 3), maximum(b, 9) * a]
+    run = compile_expressions(tree, ["a"], {**FUNCTIONS, "max": counted})
+    assert calls == []
+    assert run(5) == (15, 5, 45)
+    assert calls == [(5, 3)]
+
+
+def test_a_very_deep_expression_compiles() -> None:
+    deep: Expr = Symbol("a")
+    for _ in range(300):
+        deep = minimum(deep + 1, 10**6)
+    assert compile_expressions([deep], ["a"])(1) == (301,)
 
 
 def test_a_free_symbol_has_no_value() -> None:

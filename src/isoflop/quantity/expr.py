@@ -16,11 +16,11 @@ read off the same object.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import reduce
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
 from isoflop.quantity.basis import Basis, Interval
 
@@ -81,6 +81,8 @@ class Expr:
         >>> (rate / rate).interval() == Interval(1.0, 1.0)
         True
         """
+        from isoflop.quantity.compile import compile_expressions  # it reads this module
+
         uncertain = [s for s in self.symbols().values() if s.spread is not None]
         if not uncertain:
             return None
@@ -323,40 +325,3 @@ def minimum(*args: Expr | Value) -> Expr:
 def where(test: Expr | Value, positive: Expr | Value, otherwise: Expr | Value) -> Expr:
     """`positive` where `test` > 0, else `otherwise`."""
     return Operation("where", (number(test), number(positive), number(otherwise)))
-
-
-def compile_expressions(
-    expressions: Sequence[Expr],
-    over: Sequence[str],
-    functions: Mapping[str, Callable[..., Any]] = FUNCTIONS,
-) -> Callable[..., tuple[Any, ...]]:
-    """One Python function of the sizes named in `over`; other symbols are put in as numbers.
-
-    With exact arguments its results equal `evaluate`, except that / is Python's own.
-    With numpy arrays, and `functions` that take arrays, it evaluates many layouts at once.
-
-    >>> a, b = Symbol("a", 2), Symbol("b", 5)
-    >>> compile_expressions([a * b, a + b], over=["a"])(3)
-    (15, 8)
-    """
-    code = ", ".join(_source(e, frozenset(over)) for e in expressions)
-    source = f"lambda {', '.join(over)}: ({code},)"
-    return cast("Callable[..., tuple[Any, ...]]", eval(source, dict(functions)))  # noqa: S307 - our own text
-
-
-def _source(expr: Expr, free: frozenset[str]) -> str:
-    """Python source of an expression; symbols not in `free` become literals."""
-    if isinstance(expr, Symbol) and expr.name in free:
-        return expr.name
-    if not expr.parts():
-        value = expr.value
-        return (
-            f"({value.numerator}/{value.denominator})"
-            if isinstance(value, Fraction)
-            else f"({value!r})"
-        )
-    assert isinstance(expr, Operation)
-    args = [_source(a, free) for a in expr.args]
-    if expr.kind in INFIX:
-        return f"({f' {expr.kind} '.join(args)})"
-    return f"{expr.kind}({', '.join(args)})"
