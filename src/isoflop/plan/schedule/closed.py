@@ -107,10 +107,10 @@ def _hops(schedule: Schedule, t: Terms) -> Expr:
 
 
 def _zero_bubble(ahead: int, t: Terms) -> Expr:
-    """Idle and unsynchronised seconds: the longest of three ways through a step.
+    """Idle seconds: the longest of the ways through a step, less the work of one rank.
 
-    The first way is the last rank's late start, the second the wait for the first backward,
-    the third the published bubble.
+    One way is the last rank's late start, one the wait for the first backward, one the
+    published bubble; the last alone holds where F, B and W take equally long, for ZB-H1.
     """
     inputs, hop = t.others_backward - t.others_weight, (t.pp - 1) * t.send
     if ahead == 1:
@@ -127,10 +127,8 @@ def _dual(schedule: DualPipe | DualPipeV, t: Terms) -> Expr:
     No ranks pair more of their work, so no ranks work less. What remains besides what is
     hidden is the published bubble where forward, inputs' and weights' gradient are equal.
     """
-    forward = _up_to_turn(schedule, t.forward, t.others_forward)
-    inputs = _up_to_turn(schedule, t.backward, t.others_backward)
-    weight = _up_to_turn(schedule, t.weight, t.others_weight)
-    inputs = inputs - weight
+    forward, backward, weight = _up_to_turn(schedule, t)
+    inputs = backward - weight
     n_hidden, chunk = (
         (t.n_micro - t.pp / 2 - 2, t.forward)
         if isinstance(schedule, DualPipe)
@@ -140,20 +138,28 @@ def _dual(schedule: DualPipe | DualPipeV, t: Terms) -> Expr:
     return waits - n_hidden * t.hidden
 
 
-def _up_to_turn(schedule: DualPipe | DualPipeV, own: Expr, others: Expr) -> Expr:
-    """Seconds through one chunk of each rank of an arm but one, from a rank's own seconds
-    and those of all others.
+def _up_to_turn(schedule: DualPipe | DualPipeV, t: Terms) -> tuple[Expr, Expr, Expr]:
+    """Forward, backward and weights' seconds through one chunk of all ranks of an arm but one.
+
+    An arm is half of DualPipe's ranks, of one whole stage each, or all of DualPipeV's, of
+    chunks that are half of what a rank holds.
     """
-    return (others - own) / 2 if isinstance(schedule, DualPipe) else others / 2
+    if isinstance(schedule, DualPipeV):
+        return t.others_forward / 2, t.others_backward / 2, t.others_weight / 2
+    return (
+        (t.others_forward - t.forward) / 2,
+        (t.others_backward - t.backward) / 2,
+        (t.others_weight - t.weight) / 2,
+    )
 
 
 def bubble_published(schedule: Schedule, terms: Terms) -> Expr:
     """Idle seconds of a rank per step as the schedule's source states them.
 
     GPipe, 1F1B: Narayanan 2021, 2104.04473, 2.2.1; interleaved 2.2.2. Exact with equal ranks.
-    Zero bubble: Qi 2023, 2401.10241, table 2, in our letters where B is the whole backward:
+    Zero bubble: Qi 2023, 2401.10241, section 2.3, in our letters where B is the whole backward:
     ZB-H1 (p - 1)(F + B - 2W), ZB-H2 (p - 1)(F + B - 3W). ZB-H1's holds while W is at most
-    F and at most B - W, or else too little is idle to be true; ZB-H2's is a rank's own time
+    F and at most B - W; where W is longer, more is idle. ZB-H2's is a rank's own time
     (`Simulation.seconds_longest_rank`) while it is neither negative nor below
     (p - 1)(B - W - F), and a step that waits for all ranks takes at least (p - 1) F more
     than the work. DualPipe: DeepSeek-V3, 2412.19437, table 2, (p / 2 - 1)(F&B + B - 3W);
@@ -168,9 +174,7 @@ def bubble_published(schedule: Schedule, terms: Terms) -> Expr:
         case ZeroBubble(ahead=ahead):
             return t.others_forward + t.others_backward - (ahead + 1) * t.others_weight
         case DualPipe() | DualPipeV():
-            forward = _up_to_turn(schedule, t.forward, t.others_forward)
-            backward = _up_to_turn(schedule, t.backward, t.others_backward)
-            weight = _up_to_turn(schedule, t.weight, t.others_weight)
+            forward, backward, weight = _up_to_turn(schedule, t)
             arm = t.pp / 2 if isinstance(schedule, DualPipe) else t.pp
             return forward + 2 * backward - 3 * weight - (arm - 1) * t.hidden
 
@@ -191,7 +195,7 @@ def in_flight_closed(schedule: Schedule, terms: Terms, rank: Expr | int) -> InFl
     """What rank `rank` holds at its peak.
 
     GPipe all. 1F1B what runs ahead (Narayanan 2021, 2104.04473, 2.2.1); interleaved as in
-    Korthikanti 2022, 2205.05198, 4.2.3. Zero bubble: Qi 2023, 2401.10241, table 2. DualPipe
+    Korthikanti 2022, 2205.05198, 4.2.3. Zero bubble: Qi 2023, 2401.10241, section 2.3. DualPipe
     pp + 1 of the single stages (DeepSeek-V3, 2412.19437, table 2), all ranks alike, and
     DualPipeV one half more than pp.
 

@@ -29,8 +29,8 @@ class Interleaved:
 class ZeroBubble:
     """1F1B with the weights' gradients put off into the bubble (Qi 2023, 2401.10241).
 
-    `ahead` 1 is ZB-H1, which keeps 1F1B's memory (section 2.2); 2 is ZB-H2, which runs twice
-    as many forwards ahead and has no bubble where F, B and W take equally long (section 2.3).
+    `ahead` 1 is ZB-H1, which keeps 1F1B's memory (section 2.1); 2 is ZB-H2, which runs twice
+    as many forwards ahead and has no bubble where F, B and W take equally long (section 2.2).
     """
 
     ahead: Literal[1, 2] = 1
