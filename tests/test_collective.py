@@ -574,6 +574,8 @@ def test_tokens_go_to_their_experts_and_back_twice(ep: int) -> None:
     choices = list(itertools.combinations(range(16), 2))
     away = Fraction(sum(e // (16 // ep) != 0 for pair in choices for e in pair), len(choices))
     assert sent(setting, "ep", Exchange(imbalance=EVEN)) == 4 * 4 * 64 * away * 64 * 2
+    narrow = Exchange(imbalance=EVEN, bytes_dispatch=1)  # one of four messages, at half the bytes
+    assert 8 * sent(setting, "ep", narrow) == 7 * sent(setting, "ep", Exchange(imbalance=EVEN))
     busy = Exchange(imbalance=Symbol("expert_imbalance", 2))
     assert sent(setting, "ep", busy) == 2 * sent(setting, "ep", Exchange(imbalance=EVEN))
 

@@ -76,8 +76,10 @@ def settled(setting: Setting, fabric: Fabric, exchange: Exchange = DEFAULT) -> G
 def messages(setting: Setting, exchange: Exchange = DEFAULT) -> tuple[Message, ...]:
     """Every message of a step, to groups of one too.
 
-    The sizes of the layout, `batch` (of a micro-batch) and `n_micro_batches` stand in them
-    by name, so a search compiles them once for all layouts of one ZeRO stage.
+    The sizes of the layout, `batch` (of a micro-batch), `n_micro_batches`, `virtual_pp` and
+    the groups stand in them by name. A search compiles the groups over tp, cp, dp, pp and ep,
+    and the messages of one setting over all these names, once for all layouts of a ZeRO
+    stage; that setting splits in every way and spans domains.
     """
     job = _Job.of(setting, exchange)
     found = [m for part in job.layers for m in _of_layer(job, part)]
@@ -374,7 +376,10 @@ def _cut(axes: tuple[tuple[str, Expr], ...], tp: Expr, kv: Expr) -> Expr:
 
 
 def _pipeline(job: _Job) -> Iterator[Message]:
-    """Activations to the next stage, their gradients back, at each border of a chunk."""
+    """Activations to the next stage, their gradients back, at each border of a chunk.
+
+    Without sequence parallelism whole: each tensor-parallel rank sends its own copy.
+    """
     times = job.n_micro * job.virtual
     yield Message("pp/forward", "send", "pp", job.stream_held, times)
     yield Message("pp/backward", "send", "pp", job.stream_held, times)
