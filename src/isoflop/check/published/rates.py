@@ -117,7 +117,6 @@ def seconds_step(cells: Cells, setting: Setting, rates: tuple[Rate, ...]) -> flo
         return stated
     n = setting.cluster.count
     if tokens is not None:
-        cells.assume("step_time_s: from tokens per second")
         return setting.tokens_per_step / (n * tokens)
     if not rates:
         return None

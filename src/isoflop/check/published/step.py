@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -16,6 +16,10 @@ from isoflop.hardware.node import MOST_CHIPS
 from isoflop.plan.layout import Layout, broken_rules
 from isoflop.plan.setting import Setting
 from isoflop.plan.shard import Recompute
+
+#: Columns that say what was run.
+CONFIGURATION = ("model", "gpu_type", "num_gpus", "tp", "pp", "dp", "cp", "ep", "virtual_pp",
+                 "micro_batch", "global_batch_seqs", "seq_len", "date_or_version")  # fmt: skip
 
 LARGEST_SEQ_LEN, LARGEST_BATCH = 2**27, 10**9
 
@@ -60,12 +64,26 @@ def read_rows(path: str | Path) -> tuple[Measured, ...]:
 def measured_rows(table: Table) -> tuple[Measured, ...]:
     """Every row of a table already read."""
     found, bad = [], []
+    seen: set[tuple[str, ...]] = set()
     for cells in table.cells():
-        found.append(measured(cells))
+        found.append(measured(_in_brackets(cells, seen)))
         bad += cells.problems
     if bad:
         raise InputError(table.name, shown(bad))
     return tuple(found)
+
+
+def _in_brackets(cells: Cells, seen: set[tuple[str, ...]]) -> Cells:
+    """NeMo's tables print "FP8-CS (FP8-MX)": of two such rows the second is in brackets."""
+    if cells.text("precision").casefold() != "fp8-cs (fp8-mx)":
+        return cells
+    same = tuple(cells.text(c) for c in CONFIGURATION)
+    if same not in seen:
+        seen.add(same)
+        return cells
+    found = replace(cells, row={**cells.row, "precision": "FP8-MX"})
+    found.assume("precision: FP8-MX, the second of two rows that differ in their result alone")
+    return found
 
 
 def measured(cells: Cells) -> Measured:
@@ -183,12 +201,15 @@ def _zero(cells: Cells, copies: int) -> Literal[0, 1, 2, 3]:
 
 
 def _sequence_parallel(cells: Cells, tp: int) -> bool:
+    """Where it is blank: NeMo's recipes have it wherever tp is above 1, older trainers had not."""
     said = cells.choice("sequence_parallel", {"yes": "yes", "no": "", "true": "yes", "false": ""})
-    if not cells.text("sequence_parallel"):
-        if tp > 1:
-            cells.assume("sequence_parallel: no")
-        return tp == 1
-    return bool(said) or tp == 1
+    if tp == 1:
+        return True  # nothing is split, and `Layout` prints its default
+    if cells.text("sequence_parallel"):
+        return bool(said)
+    usual = stack_of(cells).startswith("nemo")
+    cells.assume(f"sequence_parallel: {'yes' if usual else 'no'}")
+    return usual
 
 
 def _odd(cells: Cells, setting: Setting) -> list[str]:
