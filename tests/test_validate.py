@@ -21,6 +21,7 @@ from isoflop.arch import Experts
 from isoflop.check.published import Judged, Measured, read_rows, validate
 from isoflop.check.published.judge import Report, left_out, usable
 from isoflop.check.published.predict import Predictor, at_peak, best_share, fit_shares
+from isoflop.check.published.runs import judge_runs
 from isoflop.check.published.score import binomial_p, quantile, score
 from isoflop.check.published.step import measured_rows
 from isoflop.check.published.table import Table
@@ -312,6 +313,45 @@ def test_a_size_that_makes_no_model_is_a_bad_row(write: Write) -> None:
     assert "row 2" in refused(write({"heads": "5"}))
 
 
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(ROW)),
+        st.text(max_size=9) | st.from_regex(r"-?[0-9e.]{1,8}"),
+        max_size=4,
+    )
+)
+def test_whatever_the_cells_say_a_row_is_read_skipped_or_refused(cells: dict[str, str]) -> None:
+    table = Table("made", "step", ({**ROW, **{k: v.strip() for k, v in cells.items()}},), (2,))
+    try:
+        (row,) = measured_rows(table)
+    except InputError as error:
+        assert "row 2" in str(error)  # noqa: PT017 - both ends are legal
+    else:
+        assert bool(row.skipped) == (row.setting is None)
+        assert row.skipped or row.measured_seconds
+
+
+RUN = {"row_id": "R", "model": "LLaMA-7B", "tokens": "1e12", "hardware": "A100 80GB SXM",
+       "gpu_hours": "82432", "energy_MWh": "36", "pue": "1.1"}  # fmt: skip
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(RUN)),
+        st.text(max_size=9) | st.from_regex(r"-?[0-9e.]{1,8}"),
+        max_size=3,
+    )
+)
+def test_whatever_the_cells_say_a_run_is_judged_skipped_or_refused(cells: dict[str, str]) -> None:
+    table = Table("made", "run", ({**RUN, **{k: v.strip() for k, v in cells.items()}},), (2,))
+    try:
+        rows = judge_runs(table)
+    except InputError as error:
+        assert "row 2" in str(error)  # noqa: PT017
+    else:
+        assert all(bool(r.skipped) == (r.error is None) for r in rows)
+
+
 # --- scores -------------------------------------------------------------------------------------
 
 
@@ -442,11 +482,9 @@ def test_the_noise_floor_is_what_neighbouring_releases_differ_by(write: Write) -
 
 
 def test_whole_runs_are_held_against_hours_and_energy(write: Write) -> None:
-    run = {"row_id": "R", "model": "LLaMA-7B", "tokens": "1e12", "hardware": "A100 80GB SXM",
-           "gpu_hours": "82432", "energy_MWh": "36", "pue": "1.1"}  # fmt: skip
-    days = {**run, "gpu_hours": "", "wall_days": "10", "num_gpus": "100", "energy_MWh": ""}
-    unknown = {**run, "model": "Nobody-1B"}
-    hours, energy, from_days, skipped = validate(write(run, days, unknown, base={})).rows
+    days = {**RUN, "gpu_hours": "", "wall_days": "10", "num_gpus": "100", "energy_MWh": ""}
+    unknown = {**RUN, "model": "Nobody-1B"}
+    hours, energy, from_days, skipped = validate(write(RUN, days, unknown, base={})).rows
     # 6 N D and half the scores at 0.5 of 312 TFLOP/s, within what the roofline adds
     least = (6 * 6.6e9 * 1e12) / (0.5 * 312e12) / 3600
     assert hours.predicted is not None
