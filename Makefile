@@ -10,7 +10,7 @@ export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config g
 # Tests run in processes of one thread each; more threads than cores is a cliff (OpenMP spins).
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))")
 
-.PHONY: help setup demo test check lint types format bench schema clean
+.PHONY: help setup demo test check lint types format bench schema validation clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ schema: .venv.stamp ## write docs/schema.json anew
 
 bench: .venv.stamp ## predicted against measured step time and memory at six shapes
 	$(BIN)/python benchmarks/step_time_cpu.py -o benchmarks
+
+validation: .venv.stamp ## write docs/validation.md anew; TABLES=FOLDER adds larger tables
+	$(BIN)/python benchmarks/validation_page.py $(TABLES) -o docs/validation.md
 
 clean: ## remove what make made
 	rm -rf .venv .venv.stamp demo-out

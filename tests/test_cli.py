@@ -96,6 +96,7 @@ def commands(runs: Path) -> dict[str, list[str]]:
         "laws": ["laws"],
         "fit": ["fit", str(runs), "--params", "N", "--flops", "C", "--loss", "L", "--at", "70B:1T"],
         "predict": ["predict", "besiroglu-2024", "--flops", "1e21"],
+        "validate": ["validate"],
         "check": ["check", "gpt2"],
     }
 
