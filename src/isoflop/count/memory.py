@@ -18,7 +18,7 @@ from isoflop.count.memory_cache import bytes_kv_cache
 from isoflop.count.memory_rank import Split, held_by
 from isoflop.count.memory_saved import FLASH, Kernels, Recompute, bytes_saved
 from isoflop.count.memory_state import Held, TrainingState
-from isoflop.count.memory_weights import Stored, bytes_weights
+from isoflop.count.memory_weights import Stored, bytes_weights, format_of
 from isoflop.count.workload import Precision, Workload
 from isoflop.quantity import Basis, Expr, Interval, Node, Symbol, branch, leaf, maximum, number
 
@@ -58,7 +58,8 @@ def memory_inference(
     Raises:
         UnknownName: `stored` names no format.
     """
-    plain = stored if isinstance(stored, Precision) else Precision.BF16
+    name = format_of(stored).name
+    plain = Precision(name) if name in tuple(Precision) else Precision.BF16
     kv_precision = kv_precision or (plain if plain.value[:2] in ("fp", "bf") else Precision.BF16)
     working = Precision.FP32 if plain is Precision.FP32 else Precision.BF16
     rows = workload.B if logits == "last" else workload.tokens
