@@ -253,7 +253,8 @@ def _what_fits(request: Request, cluster: Cluster, tp: int | None, batch: int) -
     fewer = [_found(request, cluster, tp, 1)] if batch > 1 else []
     out += [f"batch {found.batch_max} here" for found in fewer if found]
     bits = format_of(request.stored.weights).bits
-    for name in (n for n in SMALLER if FORMATS[n].bits < bits):
+    known = [n for n in SMALLER if n != "fp8" or n in cluster.chip.peaks]
+    for name in (n for n in known if FORMATS[n].bits < bits):
         smaller = replace(request, stored=replace(request.stored, weights=FORMATS[name]))
         if _found(smaller, cluster, tp, batch):
             out.append(f"{name} here")

@@ -6,19 +6,20 @@ no batch was asked for, formats and kinds are compared each at its own largest b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from isoflop.arch import Arch, Attention, LatentAttention
 from isoflop.arch.spec import Full, Rope
 from isoflop.count import Workload, bytes_kv_cache, bytes_weights, params
+from isoflop.count.memory_weights import FORMATS
 from isoflop.errors import Infeasible, InputError
 from isoflop.plan.roofline import bytes_decode
 from isoflop.plan.serve import ServePlan
 from isoflop.plan.serve_asked import Asked
 from isoflop.plan.serve_step import Server, placed
-from isoflop.quantity.node import plain
+from isoflop.quantity.node import ONE, plain
 
 #: Rotated size and latent of DeepSeek-V2 and V3 (2405.04434, section 3.1.2).
 D_KV_LATENT, D_HEAD_ROPE = 512, 64
@@ -42,7 +43,7 @@ class Alternative:
     @property
     def bytes_kv_per_token(self) -> float:
         """One more token of one sequence, in every layer that keeps it."""
-        return bytes_kv(self.asked, 1, 1)
+        return bytes_kv(self.asked, Workload.decode(1, 1), 1)
 
     @property
     def accelerators_min(self) -> int:
@@ -77,13 +78,18 @@ def batches(plan: ServePlan) -> tuple[Server, ...]:
     return tuple(plan.server.at(n) for n in sorted(powers | {plan.batch_max, plan.batch}))
 
 
+def knee(servers: Sequence[Server]) -> Server:
+    """The smallest batch that makes 95 % of the most tokens per second of any."""
+    rates = [float(server.tokens_per_second.value) for server in servers]
+    return next(s for s, rate in zip(servers, rates, strict=True) if rate >= 0.95 * max(rates))
+
+
 def quantizations(plan: ServePlan) -> tuple[Alternative, ...]:
     """Weights in 16 bits, fp8 where the chip computes in it, int8, and int4 with group scales."""
     peaks, own = plan.cluster.chip.peaks, plan.precision.name
     names = ["bf16" if "bf16" in peaks else "fp16", *(["fp8"] if "fp8" in peaks else [])]
-    names += ["int8", "int4"]
-    if own not in names:
-        names.insert(0, own)
+    names += ["int8", "int4", *([] if own in (*names, "int8", "int4") else [own])]
+    names.sort(key=lambda name: -FORMATS[name].bits_per_weight)
     # The cache stays as it is in the plan: only the weights change.
     kept = replace(plan.asked, tp=plan.tp, kv_precision=plan.asked.stored.kv_cache)
     rows = {name: replace(kept, precision=name) for name in names}
@@ -98,14 +104,15 @@ def attentions(plan: ServePlan) -> tuple[AttentionRow, ...]:
 
     All else is kept, so the number of parameters changes. The gain is the bytes that a step
     of decoding moves with multi-head attention over those with this kind, at the plan's
-    batch and mean context, the weights held at the model's own: only the cache differs.
+    batch and mean context, the weights held at the model's own: only the cache differs, and
+    what of it each of several accelerators must hold counts for each.
     """
     asked, own = plan.asked, kind_of(plan.asked.arch)
     work = Workload.decode(plan.batch, asked.request.mean_context)
     moved = float(bytes_decode(asked.arch, work, asked.stored).value)
-    other = moved - bytes_kv(asked, work.batch, work.context)
+    other = moved - bytes_kv(asked, work, 1)
     kinds = {name: replace(asked, arch=arch, tp=plan.tp) for name, arch in _variants(asked.arch)}
-    step = {name: other + bytes_kv(k, work.batch, work.context) for name, k in kinds.items()}
+    step = {name: other + bytes_kv(kind, work, plan.tp) for name, kind in kinds.items()}
     return tuple(
         AttentionRow(name, kind, plan.server if name == own else _tried(kind), name == own,
                      step["MHA"] / step[name])
@@ -131,10 +138,11 @@ def _kind(attention: Attention | LatentAttention) -> str:
     return {attention.n_heads: "MHA", 1: "MQA"}.get(n, f"GQA-{n}")
 
 
-def bytes_kv(asked: Asked, batch: int, context: int) -> float:
-    """The cache of `batch` sequences of `context` tokens, unpaged."""
-    work = Workload.decode(batch, context)
-    return float(bytes_kv_cache(asked.arch, work, asked.stored.kv_cache).value)
+def bytes_kv(asked: Asked, work: Workload, tp: int) -> float:
+    """The cache, unpaged, as `tp` accelerators together read it: copies count."""
+    cache = bytes_kv_cache(asked.arch, work, asked.stored.kv_cache)
+    copies = asked.request.copies_kv(tp)
+    return sum(float(kind.value * copies.get(kind.name, ONE).value) for kind in cache.children)
 
 
 def _variants(arch: Arch) -> Iterator[tuple[str, Arch]]:
