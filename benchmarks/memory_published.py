@@ -24,7 +24,6 @@ from isoflop.arch import Arch, gpt, llama
 from isoflop.arch.spec import Embedding, Head, Rope, Wiring
 from isoflop.arch.zoo import entry
 from isoflop.count import (
-    BYTES_RUNTIME,
     KERNELS,
     TRAINING_STATES,
     Kernels,
@@ -34,6 +33,7 @@ from isoflop.count import (
     Shards,
     Trained,
     Workload,
+    bytes_runtime,
     finetune_memory,
     memory_inference,
     memory_rank,
@@ -70,7 +70,7 @@ class Result:
     def error_with_runtime(self) -> float:
         """With what each plan adds for the context, libraries and buffers of an accelerator."""
         assert self.published is not None
-        runtime = self.n_accelerators * float(BYTES_RUNTIME.value)
+        runtime = self.n_accelerators * float(bytes_runtime(self.stack).value)
         return (self.predicted + runtime) / self.published - 1
 
     @property
@@ -82,8 +82,15 @@ class Result:
     @property
     def in_range(self) -> bool:
         """Whether a plan's range, that of the runtime's memory, holds the published number."""
-        assert BYTES_RUNTIME.spread is not None
-        return self.missing in BYTES_RUNTIME.spread
+        spread = bytes_runtime(self.stack).spread
+        assert spread is not None
+        return self.missing in spread
+
+    @property
+    def stack(self) -> str:
+        """BigScience's runs, and Qwen's of all parameters, were on DeepSpeed."""
+        engine = self.family in ("bloom-tr11", "bigscience-v100") or self.group == "Full-parameter"
+        return "deepspeed" if engine else "pytorch"
 
 
 # --- models that the zoo does not hold -------------------------------------------------------
@@ -346,6 +353,18 @@ def table(found: list[Result], kind: str) -> str:
     return "\n".join([HEADS[kind], *lines, line("**every source**", "all", of_kind)])
 
 
+def across(found: list[Result]) -> str:
+    """What the 5 to 95 % of one DeepSpeed source's gaps hold of the other's."""
+    names = ("bigscience-v100", "bloom-tr11")
+    gaps = {name: sorted(r.missing for r in found if r.family == name) for name in names}
+    said = []
+    for own, other in (names, names[::-1]):
+        cuts = statistics.quantiles(gaps[own], n=20)
+        held = sum(cuts[0] <= gap <= cuts[-1] for gap in gaps[other])
+        said.append(f"{held} of the {len(gaps[other])} of {other}")
+    return " and ".join(said)
+
+
 def bounds(found: list[Result]) -> str:
     """Rows that state a bound: what ran out of memory, and what fitted."""
     lines = ["| row | source | stated | predicted | agrees |", "|---|---|---|--:|---|"]
@@ -368,9 +387,11 @@ def page(rows: list[Row]) -> str:
         if not isinstance(item, Result):
             left[item[0]["source_family"], item[1]] += 1
     skipped = "\n".join(f"- {name}: {count} rows, {why}" for (name, why), count in left.items())
+    kept = [r for r in found if r.published is not None]
     text = Path(__file__).with_name("memory_published.md").read_text(encoding="utf-8")
     return text.format(n_rows=len(rows), n_predicted=len(found), formula=table(found, "formula"),
-                       allocator=table(found, "allocator"), bounds=bounds(found), skipped=skipped)  # fmt: skip
+                       allocator=table(found, "allocator"), bounds=bounds(found), skipped=skipped,
+                       across=across(kept))  # fmt: skip
 
 
 def main() -> None:

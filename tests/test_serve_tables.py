@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -268,3 +272,20 @@ def test_each_table_fits_a_line_of_120_characters_on_one_screen(name: str) -> No
     table = lines[8 : lines.index(next(x for x in lines if x.startswith("fewest")))]
     assert max(map(len, table)) <= 120
     assert len(lines) <= 48
+
+
+# --- the validation page -----------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("ISOFLOP_SHARED", ROOT.parent / "shared" / "data"))
+
+
+def test_the_serving_page_is_what_the_script_writes() -> None:
+    path = SHARED / "published" / "serving.csv"
+    if not path.exists():
+        pytest.skip("the shared table of published serving is not here")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "serving_published.py"))
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    written = (ROOT / "docs" / "serving-validation.md").read_text(encoding="utf-8")
+    assert script["page"](rows) == written

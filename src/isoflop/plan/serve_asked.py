@@ -49,7 +49,7 @@ class Asked:
             InputError: one problem for each number out of bounds, or a precision that the
                 chip does not compute in.
         """
-        name = self.precision.name if isinstance(self.precision, Format) else self.precision
+        named = isinstance(self.precision, str)
         limits = [
             problem
             for field in ("ttft", "tpot")
@@ -60,7 +60,7 @@ class Asked:
             *_check_lengths(self.arch, self.input_tokens, self.output_tokens),
             *([] if self.batch is None else whole("batch", self.batch, 10**9)),
             *([] if self.page is None else whole("page", self.page, 10**6)),
-            *one_of("precision", name, tuple(FORMATS)),
+            *(one_of("precision", str(self.precision), tuple(FORMATS)) if named else []),
             *one_of("kv_precision", self.kv_precision or "bf16", tuple(Precision)),
             *at_most("efficiency_compute", self.efficiency_compute, 1, "all of the peak"),
             *at_most("efficiency_bandwidth", self.efficiency_bandwidth, 1, "all of the bandwidth"),

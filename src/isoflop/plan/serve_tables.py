@@ -86,16 +86,16 @@ def knee(servers: Sequence[Server]) -> Server:
 
 def quantizations(plan: ServePlan) -> tuple[Alternative, ...]:
     """Weights in 16 bits, fp8 where the chip computes in it, int8, and int4 with group scales."""
-    peaks, own = plan.cluster.chip.peaks, plan.precision.name
-    names = ["bf16" if "bf16" in peaks else "fp16", *(["fp8"] if "fp8" in peaks else [])]
-    names += ["int8", "int4", *([] if own in (*names, "int8", "int4") else [own])]
-    names.sort(key=lambda name: -FORMATS[name].bits_per_weight)
+    peaks, own = plan.cluster.chip.peaks, plan.precision
+    half, eight = "bf16" if "bf16" in peaks else "fp16", ["fp8"] if "fp8" in peaks else []
+    formats = {name: FORMATS[name] for name in (half, *eight, "int8", "int4")} | {own.name: own}
     # The cache stays as it is in the plan: only the weights change.
     kept = replace(plan.asked, tp=plan.tp, kv_precision=plan.asked.stored.kv_cache)
-    rows = {name: replace(kept, precision=name) for name in names}
+    order = sorted(formats.values(), key=lambda how: -how.bits_per_weight)
+    rows = [(how, replace(kept, precision=how)) for how in order]
     return tuple(
-        Alternative(name, asked, plan.server if name == own else _tried(asked), name == own)
-        for name, asked in rows.items()
+        Alternative(how.name, asked, plan.server if how == own else _tried(asked), how == own)
+        for how, asked in rows
     )
 
 
