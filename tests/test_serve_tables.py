@@ -108,6 +108,18 @@ def test_gqa_gains_by_bytes_what_batch_and_context_let_it(
     assert rows["MHA"].bytes_kv_per_token == 8 * rows["GQA-8"].bytes_kv_per_token
 
 
+def test_one_head_gains_over_eight_groups_only_where_it_is_not_copied() -> None:
+    """Eight accelerators of 8 groups hold a head each; of one head they hold that one each."""
+
+    def gains(on: str) -> dict[str, float]:
+        asked = plan(LLAMA3_70B, on, input_tokens=4095, output_tokens=1, batch=16)
+        return {row.name: row.gain for row in attentions(asked)}
+
+    apart, whole = gains("8xh100-sxm"), gains("2xmi300x")
+    assert apart["MQA"] == pytest.approx(apart["GQA-8"])
+    assert whole["MQA"] > 1.05 * whole["GQA-8"]
+
+
 # --- places ------------------------------------------------------------------------------------
 
 

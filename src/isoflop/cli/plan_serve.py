@@ -72,19 +72,10 @@ def plan_serve_command(
         What to set beside the plan: batch, quantization, attention or none; --json has all.
     """
     plan = plan_serve(
-        load_model(model),
-        parse_cluster(on),
-        input_tokens=input_,
-        output_tokens=output,
-        batch=batch,
-        precision=format_of(precision.lower()),
-        kv_precision=kv_precision,
-        page=page,
-        tp=tp,
-        ttft=ttft,
-        tpot=tpot,
-        price=price,
-    )
+        load_model(model), parse_cluster(on), input_tokens=input_, output_tokens=output,
+        batch=batch, precision=format_of(precision.lower()), kv_precision=kv_precision, page=page,
+        tp=tp, ttft=ttft, tpot=tpot, price=price,
+    )  # fmt: skip
     if as_json:
         emit("plan serve", plan.to_json() | {"tables": tables_json(plan)})
     else:
@@ -194,8 +185,10 @@ def _batches(plan: ServePlan) -> str:
     align = "rrrr" + "r" * many + "rlr"
     why = "first tokens: of a batch that comes at once, its prompts read one after the other"
     best = knee(servers)
-    most = f"batch {best.batch:,} makes 95 % of the most tokens/s, each token in {_seconds(best.decode)}"
-    return f"{table(rows, header, align)}\n  {why}\n  {most}"
+    limit = f"batch {best.batch:,} makes 95 % of the most tokens/s, each token in {_seconds(best.decode)}"
+    if best.batch == plan.batch_max:
+        limit = "tokens/s still grow at the largest batch: memory is the limit"
+    return f"{table(rows, header, align)}\n  {why}\n  {limit}"
 
 
 def _quantizations(plan: ServePlan) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from isoflop.arch import Arch, Experts
+from isoflop.arch import Arch
 from isoflop.count import Precision, Workload, bytes_kv_cache
 from isoflop.count.blocks import Part, describe
 from isoflop.count.flops import last_logits
@@ -61,13 +61,13 @@ def seconds_forward(arch: Arch, work: Workload, rates: Rates, stored: Stored) ->
     * d_head * bytes_bf16 + batch * seq_len * (d_model + n_heads * d_head) * bytes_bf16) /
     bytes_per_second)'
     """
-    fold = _Fold(arch, work, stored, rates.seconds)
+    fold = _Fold(work, stored, rates.seconds)
     return fold.tree("seconds_forward", "seconds", describe(arch, work))
 
 
 def seconds_prefill(arch: Arch, work: Workload, rates: Rates, stored: Stored) -> Node:
     """The prompts of `work.batch` sequences; logits of the last position only."""
-    fold = _Fold(arch, work, stored, rates.seconds)
+    fold = _Fold(work, stored, rates.seconds)
     return fold.tree("seconds_prefill", "seconds", _served(arch, work))
 
 
@@ -85,7 +85,7 @@ def seconds_decode(
     """
     caches, copies = _caches(arch, work, stored), copies or {}
     read = {kind: copies.get(kind, number(1)) * size for kind, size in caches.items()}
-    fold = _Fold(arch, work, stored, rates.seconds, read)
+    fold = _Fold(work, stored, rates.seconds, read)
     return fold.tree("seconds_per_token", "seconds", _served(arch, work))
 
 
@@ -98,7 +98,7 @@ def bytes_decode(arch: Arch, work: Workload, stored: Stored) -> Node:
     >>> moved.find("layer/attention/core").value  # queries, output; 8 keys and values
     2304
     """
-    fold = _Fold(arch, work, stored, lambda _, moved: moved, _caches(arch, work, stored))
+    fold = _Fold(work, stored, lambda _, moved: moved, _caches(arch, work, stored))
     return fold.tree("bytes_decode", "bytes", _served(arch, work))
 
 
@@ -114,7 +114,6 @@ def _served(arch: Arch, work: Workload) -> Part:
 
 @dataclass(frozen=True, slots=True)
 class _Fold:
-    arch: Arch
     work: Workload
     stored: Stored
     measure: Measure
@@ -127,7 +126,7 @@ class _Fold:
     def node(self, part: Part, kind: str, unit: str, read: Expr) -> Node:
         """`read` is the share of the part's copies whose weights are touched at all."""
         if part.name == "experts":
-            read = self._experts_read(kind)
+            read = self._experts_read(part, kind)
         if part.parts:
             below = [self.node(p, kind, unit, read) for p in part.parts if _works(p)]
             return branch(part.name, unit, below, times=part.times)
@@ -147,11 +146,10 @@ class _Fold:
         weights = how.bytes_held(operator.elements_weight, quantised=quantised)
         return weights * read + operator.elements_moved * each
 
-    def _experts_read(self, kind: str) -> Expr:
+    def _experts_read(self, part: Part, kind: str) -> Expr:
         """Experts that at least one token chose: 1 - (1 - k / E) ^ tokens, routing at random."""
-        spec = self.arch.kinds[kind].feed_forward
-        assert isinstance(spec, Experts)
-        missed = (1 - spec.n_active / spec.n_experts) ** int(self.work.tokens.value)
+        assert part.active is not None
+        missed = (1 - float((part.active / part.times).value)) ** int(self.work.tokens.value)
         meaning = "share of the experts that some token chose, at random routing"
         return Symbol(f"share_experts_read_{kind}", 1 - missed, Basis.MODELLED, meaning=meaning)
 
