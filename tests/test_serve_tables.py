@@ -170,6 +170,11 @@ def test_what_a_refusal_proposes_can_be_planned() -> None:
     assert plan(batch=400).batch == 400
 
 
+def test_a_step_shorter_than_any_engine_takes_is_doubted() -> None:
+    small = plan(entry("qwen2.5-0.5b").arch, batch=1, input_tokens=1, output_tokens=1)
+    assert any("expect longer" in note for note in small.notes)
+
+
 # --- limits ------------------------------------------------------------------------------------
 
 

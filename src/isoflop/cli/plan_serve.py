@@ -152,10 +152,10 @@ def _cents(dollars: float) -> str:
 def span_text(node: Node) -> str:
     """The 90 % range of a number, a unit that both ends share said once.
 
-    >>> from isoflop.quantity import Basis, Symbol, leaf
+    >>> from isoflop.quantity import Basis, Interval, Symbol, leaf
     >>> rate = Symbol("rate", 0.03, Basis.ASSUMED, Interval(0.02, 0.04))
     >>> span_text(leaf("x", "seconds", rate))
-    '20.3 to 39.2 ms'
+    '20.9 to 40.3 ms'
     """
     if node.interval is None:
         return "exact"

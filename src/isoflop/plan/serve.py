@@ -20,6 +20,10 @@ from isoflop.quantity import Node, Symbol
 from isoflop.quantity.node import plain
 from isoflop.quantity.units import format_seconds
 
+#: The least that an engine of docs/serving-validation.md took for one layer of one token
+#: (gpt-fast on eight A100): launches and messages, which the roofline does not know.
+SECONDS_LAYER_LEAST = 1e-4
+
 
 @dataclass(frozen=True, slots=True)
 class ServePlan:
@@ -152,6 +156,13 @@ class ServePlan:
     def notes(self) -> tuple[str, ...]:
         """What the times of this layout leave out."""
         out = []
+        each = float(self.seconds_per_token.value) / self.asked.arch.n_layers
+        if each < SECONDS_LAYER_LEAST:
+            out.append(
+                f"a token takes {format_seconds(each)} per layer here, less than the "
+                f"{format_seconds(SECONDS_LAYER_LEAST)} of the fastest published run we know: "
+                "launches and messages are not counted, so expect longer"
+            )
         if self.tp > self.cluster.size_node:
             out.append(
                 f"tp={self.tp} spans nodes of {self.cluster.size_node}: what they say to each "
