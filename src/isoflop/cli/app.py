@@ -47,7 +47,10 @@ PLANS = {
         "plan:plan_train_command",
         "Plan a training run: time, energy, money, memory, layout.",
     ),
-    "serve": ("plan:plan_serve_command", "Plan a server: memory, accelerators, times, money."),
+    "serve": (
+        "plan_serve:plan_serve_command",
+        "Plan a server: memory, accelerators, times, money.",
+    ),
 }
 
 #: optional packages, and the extra that installs each

@@ -55,7 +55,11 @@ class Format:
 
     def bytes_of(self, weight: Weight, held: Expr, *, inside: bool) -> Expr:
         """Bytes of `held` numbers of a weight, `inside` a layer or at the model's ends."""
-        if not self.ends and not (inside and weight.multiplies):
+        return self.bytes_held(held, quantised=inside and weight.multiplies)
+
+    def bytes_held(self, held: Expr, *, quantised: bool) -> Expr:
+        """Bytes of `held` numbers, `quantised` where they are of a matrix inside a layer."""
+        if not self.ends and not quantised:
             return held * Precision.BF16.bytes_each
         name = self.name.replace("-", "_")
         size = Symbol(f"bits_{name}", self.bits, meaning=f"bits of one {self.name} weight")

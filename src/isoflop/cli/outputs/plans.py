@@ -63,6 +63,46 @@ class PlanTrain(Command):
     breakdown: dict[str, Node]
 
 
+class ServeRow(Out):
+    """One server in a table beside a plan."""
+
+    batch: int
+    batch_max: int
+    tp: int
+    pp: int
+    seconds_first_tokens: float
+    seconds_per_token: float
+    tokens_per_second: float
+    tokens_per_second_copy: float
+    dollars_per_million_tokens: float
+    dollars_interval: Interval | None
+    share_weights: float
+
+
+class ServeAlternative(Out):
+    """The same model stored in another way; no plan where it does not fit."""
+
+    name: str
+    own: bool
+    params: int
+    bytes_weights: int
+    bytes_kv_per_token: float
+    accelerators_min: int
+    plan: ServeRow | None
+
+
+class ServeAttention(ServeAlternative):
+    """The same model with another attention."""
+
+    gain_by_bytes: float
+
+
+class ServeTables(Out):
+    batch: list[ServeRow]
+    quantization: list[ServeAlternative]
+    attention: list[ServeAttention]
+
+
 class PlanServe(Command):
     model: str
     cluster: dict[str, Any]
@@ -72,7 +112,12 @@ class PlanServe(Command):
     batch_max: int
     precision: str
     kv_precision: str
+    page: int | None
     precision_compute: str
+    ttft: float | None
+    tpot: float | None
+    missed: list[str]
+    notes: list[str]
     tp: int
     pp: int
     n_copies: int
@@ -82,6 +127,7 @@ class PlanServe(Command):
     shares: dict[str, float]
     bytes_per_accelerator: Number
     seconds_prefill: float
+    seconds_first_tokens: float
     seconds_per_token: float
     tokens_per_second: float
     tokens_per_second_decode: float
@@ -89,3 +135,4 @@ class PlanServe(Command):
     intervals: dict[str, Interval]
     assumptions: list[Assumption]
     breakdown: dict[str, Node]
+    tables: ServeTables
