@@ -45,7 +45,8 @@ from isoflop.plan.message import messages, settled
 from isoflop.plan.setting import Setting
 from isoflop.plan.shard import shards_of
 from isoflop.quantity import Basis, Interval, Symbol, number, total
-from isoflop.quantity.expr import FUNCTIONS, compile_expressions
+from isoflop.quantity.compile import compile_expressions
+from isoflop.quantity.expr import FUNCTIONS
 
 SHARED = Path(os.environ.get("ISOFLOP_SHARED", Path(__file__).parents[2] / "shared" / "data"))
 
