@@ -44,7 +44,7 @@ COMMANDS = {
 }
 PLANS = {
     "train": (
-        "plan:plan_train_command",
+        "plan_train:plan_train_command",
         "Plan a training run: time, energy, money, memory, layout.",
     ),
     "serve": (
