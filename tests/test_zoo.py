@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,14 @@ def test_a_count_is_the_published_one_or_a_note_says_why_not(name: str) -> None:
     # No note excuses more than 2 %, but for the one shape that does not multiply as printed.
     if entry.published is not None and name != "gpt3-xl":
         assert abs(counted / entry.published - 1) < 0.02
+
+
+def test_each_model_is_read_from_its_own_lines() -> None:
+    whole = tomllib.loads(Path(zoo.__file__).with_name("zoo.toml").read_text(encoding="utf-8"))
+    assert list(zoo.names()) == list(whole)
+    assert {name: zoo.entry(name).source for name in whole} == {
+        name: table["source"] for name, table in whole.items()
+    }
 
 
 def test_there_are_at_least_120_models_and_few_without_a_published_count() -> None:
