@@ -27,7 +27,7 @@ from itertools import cycle, groupby, islice
 from pathlib import Path
 from typing import Any
 
-from isoflop.arch.foreign import parse_toml, read_file
+from isoflop.arch.foreign import check_table, parse_toml, read_file
 from isoflop.arch.spec import (
     Arch,
     Attention,
@@ -68,6 +68,7 @@ def spec_from_table(table: Mapping[str, Any], where: str) -> Arch:
     """As `read_spec`, from a table that is already parsed: a recipe may hold its spec."""
     from isoflop.arch.toml_boundary import build  # loads pydantic
 
+    check_table(dict(table), where)  # pydantic cannot print an integer past the digit limit
     return build(dict(table), where)
 
 
