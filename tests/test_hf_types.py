@@ -38,6 +38,20 @@ MOE = {"moe_intermediate_size": 13, "num_experts": 6, "num_experts_per_tok": 2}
 CLIP = {"model_type": "clip_vision_model", "hidden_size": 24, "num_hidden_layers": 2,
         "num_attention_heads": 3, "intermediate_size": 50, "image_size": 28, "patch_size": 7}  # fmt: skip
 
+SIGLIP = CLIP | {"model_type": "siglip_vision_model", "image_size": 56, "vision_use_head": False}
+TEXT3 = GROUPED | {"head_dim": 14, "model_type": "gemma3_text"}
+QWEN_TEXT = GROUPED | {"hidden_size": 48}
+QWEN_TOWER = {
+    "depth": 3,
+    "embed_dim": 24,
+    "hidden_size": 48,
+    "num_heads": 3,
+    "mlp_ratio": 2,
+    "patch_size": 7,
+}
+QWEN_TOWER_2_5 = {"depth": 3, "hidden_size": 24, "out_hidden_size": 48, "num_heads": 3, "intermediate_size": 31,
+                  "patch_size": 7, "window_size": 28, "fullatt_block_indexes": [1]}  # fmt: skip
+
 SHAPES: dict[str, list[dict[str, Any]]] = {
     "gpt2": [OLD, OLD | UNTIED | {"n_inner": 70}, OLD | {"n_positions": 33, "n_layer": 1}],
     "gpt_neox": [SMALL, SMALL | TIED | {"use_parallel_residual": False}, SMALL | {"attention_bias": False, "rotary_pct": 0.5}],
@@ -75,6 +89,15 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
     "llava": [{"vision_config": CLIP, "text_config": {"model_type": "llama"} | GROUPED},
               {"vision_config": CLIP | {"image_size": 21}, "text_config": {"model_type": "mistral"} | WIDE | TIED, "multimodal_projector_bias": False},
               {"vision_config": CLIP | {"num_channels": 1}, "text_config": {"model_type": "qwen2"} | GROUPED}],
+    "gemma3": [{"vision_config": SIGLIP, "text_config": TEXT3, "mm_tokens_per_image": 16},
+               {"vision_config": SIGLIP | {"num_channels": 1, "num_hidden_layers": 3}, "text_config": TEXT3, "mm_tokens_per_image": 64} | UNTIED,
+               {"vision_config": SIGLIP | {"image_size": 28}, "text_config": TEXT3 | {"num_hidden_layers": 7}, "mm_tokens_per_image": 4}],
+    "qwen2_vl": [{"vision_config": QWEN_TOWER, "text_config": QWEN_TEXT},
+                 {"vision_config": QWEN_TOWER | {"in_channels": 1, "temporal_patch_size": 1}, **QWEN_TEXT, **TIED},
+                 {"vision_config": QWEN_TOWER | {"spatial_merge_size": 3, "depth": 1}, "text_config": QWEN_TEXT | {"num_hidden_layers": 1}}],
+    "qwen2_5_vl": [{"vision_config": QWEN_TOWER_2_5, "text_config": QWEN_TEXT},
+                   {"vision_config": QWEN_TOWER_2_5 | {"temporal_patch_size": 1, "fullatt_block_indexes": [0, 2]}, **QWEN_TEXT, **TIED},
+                   {"vision_config": QWEN_TOWER_2_5 | {"spatial_merge_size": 1, "depth": 2}, "text_config": QWEN_TEXT}],
 }  # fmt: skip
 #: The relatives of Llama take the same three shapes, with biases where they have any.
 PLAIN = [
@@ -262,3 +285,52 @@ def test_windows_stand_in_the_layers_that_the_class_gives_them() -> None:
         arch = from_hf({"model_type": model_type} | shape, "x")
         ours = [isinstance(a.span, Window) for a in arch.attentions()]
         assert ours == [kind == "sliding_attention" for kind in theirs]
+
+
+def test_windows_stand_in_the_layers_of_a_tower_that_its_config_does_not_list() -> None:
+    arch = from_hf({"model_type": "qwen2_5_vl"} | SHAPES["qwen2_5_vl"][0], "x")
+    assert arch.vision is not None
+    assert [layer.name for layer in arch.vision.layers] == ["local", "global", "local"]
+    # 448 pixels are 64 x 64 patches of 7; a window of 28 pixels holds 4 x 4 of them.
+    vision = flops_forward(arch, Workload(1, 8, 8)).find("vision")
+    assert vision.find("local/attention/core").value == 4 * 3 * 4096 * 16 * 8
+    assert vision.find("global/attention/core").value == 4 * 3 * 4096 * 4096 * 8
+    # Two by two patches are one token of the decoder.
+    assert vision.find("projector").value == 2 * 1024 * (96 * 96 + 96 * 48)
+
+
+def test_what_an_image_is_assumed_to_measure_is_said() -> None:
+    reading = read_hf({"model_type": "qwen2_vl"} | SHAPES["qwen2_vl"][0], "x")
+    assert any("448 pixels" in text for text in reading.defaulted)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change", "said"),
+    [("gemma3", {"vision_config": SIGLIP | {"vision_use_head": True}}, "pooling head"),
+     ("gemma3", {"text_config": {"model_type": "llama"}}, "gemma3_text"),
+     ("qwen2_vl", {"vision_config": QWEN_TOWER | {"hidden_size": 24}}, "language model's width, 48")],
+)  # fmt: skip
+def test_a_tower_that_cannot_be_said_or_does_not_fit_is_refused(
+    model_type: str, change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        from_hf({"model_type": model_type} | SHAPES[model_type][0] | change, "x")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "olmo", "clip_qkv": 8.0},
+        {"model_type": "mpt", "attn_config": {"clip_qkv": 6}},
+    ],
+)
+def test_a_clamp_on_queries_changes_no_count_and_is_known(config: dict[str, Any]) -> None:
+    assert read_hf(config, "x").unknown == ()
+
+
+def test_falcons_first_name_for_its_key_value_heads_is_read() -> None:
+    shape = SHAPES["falcon"][1] | {"n_head_kv": 2}
+    old = from_hf(
+        {"model_type": "falcon"} | {k: v for k, v in shape.items() if k != "num_kv_heads"}, "x"
+    )
+    assert old == from_hf({"model_type": "falcon"} | SHAPES["falcon"][1], "x")

@@ -38,13 +38,14 @@ from isoflop.arch.spec import (
     Head,
     LatentAttention,
     Layer,
+    Projector,
     VisionTower,
 )
 from isoflop.errors import InputError, Problem, nearest
 
 #: What gets a [section] of its own; everything smaller is an inline table.
 SECTIONS = (
-    Layer, Attention, LatentAttention, Dense, Experts, Embedding, Head, Encoder, VisionTower,
+    Layer, Attention, LatentAttention, Dense, Experts, Embedding, Head, Encoder, VisionTower, Projector,
 )  # fmt: skip
 
 _RUN = re.compile(r"(?P<name>[^*]+)(?:\*(?P<times>[1-9][0-9]{0,4}))?")

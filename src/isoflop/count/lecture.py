@@ -140,7 +140,7 @@ def _cache(inside: float, low: tuple[Member, float], high: tuple[Member, float])
         return _power(inside, (sizes[0], low[1]), (sizes[1], high[1]))
     member, size = low if inside < sizes[0] else high
     power = 1 / 3 if low[0].n_cached == high[0].n_cached else 2 / 3
-    return size * (inside / member.n_inside) ** power
+    return size * math.pow(inside / member.n_inside, power)
 
 
 def _power(x: float, low: tuple[float, float], high: tuple[float, float]) -> float:
