@@ -52,7 +52,7 @@ bench: .venv.stamp ## predicted against measured step time and memory at six sha
 bench-light: .venv.stamp ## a cold `isoflop count`, and parameter trees per second
 	$(BIN)/python benchmarks/light.py -o benchmarks
 
-fuzz: .venv.stamp ## FUZZ_MINUTES minutes: 10,000 malformed inputs of each kind
+fuzz: .venv.stamp ## 6 minutes: 10,000 malformed inputs of each kind
 	OMP_NUM_THREADS=1 ISOFLOP_MALFORMED=10000 $(BIN)/python -m pytest -q tests/test_malformed.py
 
 clean: ## remove what make made

@@ -179,6 +179,9 @@ def arbitrary(draw: st.DrawFn) -> dict[str, Any]:
     )
     absent = draw(st.sets(names, max_size=3))
     given_keys = {key: value for key, value in shape.items() if key not in absent}
+    for inner in sorted({"vision_config", "text_config"} & set(given_keys)):
+        inside = st.dictionaries(st.sampled_from(sorted(shape[inner])), ANY_VALUE, max_size=2)
+        given_keys[inner] = shape[inner] | draw(inside)
     return {"model_type": model_type} | given_keys | draw(st.dictionaries(names, value, max_size=3))
 
 
