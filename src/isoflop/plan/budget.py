@@ -17,7 +17,8 @@ from isoflop.plan.assumed import assumption_json
 from isoflop.plan.economics import price_of, unstated
 from isoflop.plan.goodput import Rhythm
 from isoflop.plan.shard import Recompute
-from isoflop.plan.train import RECOMPUTES, STATES, TrainPlan
+from isoflop.plan.train import RECOMPUTES, TrainPlan
+from isoflop.plan.work import STATES
 from isoflop.quantity import Basis, Expr, Interval, Node, Symbol, leaf
 from isoflop.quantity.node import plain
 
@@ -31,7 +32,7 @@ class Ask:
     """A budget and what it is for.
 
     `recompute` None is the least that fits; `global_batch` None follows the tokens.
-    `price` is in dollars per accelerator-hour; `mfu`, `watts`, `pue` as in `plan_train`.
+    `price` is in dollars per accelerator-hour; `mfu`, `watts`, `pue`, `carbon` as in `plan_train`.
 
     Raises:
         InputError: an amount, length, vocabulary or name out of bounds, or an unstated price.
@@ -52,6 +53,7 @@ class Ask:
     price: float | None = None
     watts: float | None = None
     pue: float | None = None
+    carbon: float | None = None
     days: float | None = None
 
     def __post_init__(self) -> None:
@@ -157,6 +159,7 @@ class BudgetPlan:
         price = price_of(self.ask.cluster.chip, self.ask.price)
         modelled: dict[str, tuple[str, Expr]] = {
             "energy_mwh": ("MWh", run.energy_mwh.total / used),
+            "tonnes_co2e": ("tonnes", run.tonnes_co2e.total / used),
             "dollars": ("dollars", self.accelerator_hours.total * price),
             "goodput": ("", used),
             "failures": ("failures", rhythm.failures(wall)),
@@ -212,11 +215,11 @@ class BudgetPlan:
             "half": self.half.to_json(),
             "double": self.double.to_json(),
             "seq_len": ask.seq_len,
-            "global_batch": chosen.run.global_batch,
+            "global_batch": chosen.run.ask.global_batch,
             "precision": ask.precision,
-            "recompute": chosen.run.recompute,
+            "recompute": chosen.run.ask.work.recompute,
             "layout": chosen.run.layout.to_json(),
-            "n_idle": ask.cluster.count - chosen.run.layout.n_accelerators,
+            "n_idle": chosen.run.n_idle,
             "intervals": {name: r.to_json() for name, r in spans.items() if r is not None},
             "assumptions": [assumption_json(s) for s in self.assumptions],
             "breakdown": {name: node.to_json() for name, node in nodes.items()},

@@ -22,7 +22,8 @@ from isoflop.laws.form import FLOPS_PER_PARAM_TOKEN
 from isoflop.plan.budget import Ask, BudgetPlan, Choice, Refused
 from isoflop.plan.goodput import Rhythm, rhythm
 from isoflop.plan.shard import Recompute
-from isoflop.plan.train import RECOMPUTES, STATES, TrainPlan, plan_train
+from isoflop.plan.train import RECOMPUTES, TrainPlan, plan_train
+from isoflop.plan.work import STATES
 from isoflop.quantity import Interval, Symbol
 
 #: Share of the peak that the first guess of a model's size supposes; the loop forgets it.
@@ -54,15 +55,23 @@ def plan_budget(ask: Ask) -> BudgetPlan:
         chosen=chosen,
         half=_try(ask, chosen.n_params / 2, 2 * chosen.tokens),
         double=_try(ask, chosen.n_params * 2, chosen.tokens / 2),
-        loss_interval=spread and _loss_interval(spread, ask, chosen),
-        params_interval=spread
-        and spread.interval(lambda law: ask.demand.optimum(law, chosen.flops).params),
+        loss_interval=_loss_interval(spread, ask, chosen),
+        params_interval=_params_interval(spread, ask, chosen),
         extrapolation=None if spread is None else chosen.flops / spread.flops_largest,
     )
 
 
-def _loss_interval(spread: Spread, ask: Ask, chosen: Choice) -> Interval:
-    return spread.interval_of_run(lambda law: ask.demand.loss(law, chosen.n_law, chosen.tokens))
+def _loss_interval(spread: Spread | None, ask: Ask, chosen: Choice) -> Interval | None:
+    if spread is None:
+        return None
+    n, d = chosen.n_law, chosen.tokens
+    return spread.interval_of_run(lambda law: ask.demand.loss(law, n, d))
+
+
+def _params_interval(spread: Spread | None, ask: Ask, chosen: Choice) -> Interval | None:
+    if spread is None:
+        return None
+    return spread.interval(lambda law: ask.demand.optimum(law, chosen.flops).params)
 
 
 # --- the loop ---------------------------------------------------------------------------------
@@ -92,7 +101,7 @@ def _first_flops(ask: Ask) -> float:
 
 def _exactly(ask: Ask, choice: Choice) -> Choice:
     """The choice with the run of just its tokens; the search planned about as many."""
-    batch, recompute = choice.run.global_batch, choice.run.recompute
+    batch, recompute = choice.run.ask.global_batch, choice.run.ask.work.recompute
     return replace(choice, run=_plan(ask, choice.arch, choice.tokens, batch, recompute))
 
 
@@ -149,13 +158,13 @@ def _flops(ask: Ask, n_params: int, run: TrainPlan, beat: Rhythm) -> float:
     if hours is None:
         return ask.amount
     wall_hours = 24 * float(run.days.value) / float(beat.goodput.value)
-    per_token = wall_hours * ask.cluster.count / run.tokens
+    per_token = wall_hours * ask.cluster.count / run.ask.work.tokens
     return FLOPS_PER_PARAM_TOKEN * n_params * hours / per_token
 
 
 def _rhythm(run: TrainPlan, n_params: int) -> Rhythm:
     """Checkpoints hold the weights, their fp32 copies and Adam's two moments."""
-    state = STATES[run.precision]
+    state = STATES[run.ask.precision]
     per_param = Symbol("bytes_checkpoint_per_param", state.weights + state.master + 8)
     used = Symbol("n_accelerators_used", run.layout.n_accelerators)
     return rhythm(per_param * Symbol("n_params", n_params), used)
@@ -186,6 +195,7 @@ def _plan(ask: Ask, arch: Arch, tokens: int, batch: int, recompute: Recompute) -
         price=ask.price,
         watts=ask.watts,
         pue=ask.pue,
+        carbon=ask.carbon,
     )
 
 
