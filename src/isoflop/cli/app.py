@@ -44,6 +44,10 @@ PLANS = {
         "Plan a training run: time, energy, money, memory, layout.",
     ),
     "serve": ("plan:plan_serve_command", "Plan a server: memory, accelerators, times, money."),
+    "budget": (
+        "plan_budget:plan_budget_command",
+        "Find the best model that a budget trains, and plan its run.",
+    ),
 }
 
 #: optional packages, and the extra that installs each

@@ -115,7 +115,7 @@ def shape(
         raise UnknownName("family with rules of shape", family, BUILDERS, ", ".join(BUILDERS))
     if not SMALLEST <= n_params <= LARGEST:
         rule = f"lies between {SMALLEST:g} and {LARGEST:g}"
-        raise InputError("shape", [Problem("n_params", n_params, rule)])
+        raise InputError("shape", [Problem("n_params", float(f"{n_params:.4g}"), rule)])
     build = BUILDERS[family]
     found = list(_candidates(n_params, build, vocab_size, max_seq_len))
     for most in (CLOSE, CLOSEST):

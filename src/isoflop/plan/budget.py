@@ -32,7 +32,8 @@ class Ask:
     """A budget and what it is for.
 
     `recompute` None is the least that fits; `global_batch` None follows the tokens.
-    `price` is in dollars per accelerator-hour; `mfu`, `watts`, `pue`, `carbon` as in `plan_train`.
+    `mtbf_hours` lie between the failures of one accelerator, in the mean, and
+    `seconds_restart` pass until the run trains again. `price` is in dollars per accelerator-hour; `mfu`, `watts`, `pue`, `carbon` as in `plan_train`.
 
     Raises:
         InputError: an amount, length, vocabulary or name out of bounds, or an unstated price.
@@ -54,6 +55,8 @@ class Ask:
     watts: float | None = None
     pue: float | None = None
     carbon: float | None = None
+    mtbf_hours: float | None = None
+    seconds_restart: float | None = None
     days: float | None = None
 
     def __post_init__(self) -> None:
@@ -123,7 +126,8 @@ class BudgetPlan:
 
     Attributes:
         loss_interval: of one run's loss; None where the law's uncertainty is not published.
-        params_interval: where the best size lies, as far as the law is known.
+        params_interval: where the best size lies, as far as the law is known: how much its
+            optimum moves between laws as likely, about the size chosen.
         half, double: the same budget spent on half and on twice the size.
         extrapolation: compute over that of the largest run behind the law.
         probability_in_time: of ending within the days asked for, by the ranges of the plan.

@@ -3,7 +3,8 @@
 Money buys accelerator-hours; failures and checkpoints leave a share of them (goodput.py); a
 plan of the model at hand says what tokens an hour trains (train.py); a law says what size
 makes the best of it; and the size changes what an hour trains. The loop is run until the
-size stays. Everything derived comes from the exact count of a concrete spec, not from the
+size stays; then, since hours train more FLOPs of some sizes than of others, neighbours are
+tried as long as the loss falls. Everything derived comes from the exact count of a concrete spec, not from the
 round number that the law asked for.
 """
 
@@ -19,6 +20,7 @@ from isoflop.count.shape import shape
 from isoflop.errors import Infeasible, InputError
 from isoflop.laws import Spread, spread_of
 from isoflop.laws.form import FLOPS_PER_PARAM_TOKEN
+from isoflop.plan.assumed import HOURS_BETWEEN_FAILURES, SECONDS_RESTART, choose
 from isoflop.plan.budget import Ask, BudgetPlan, Choice, Refused
 from isoflop.plan.goodput import Rhythm, rhythm
 from isoflop.plan.shard import Recompute
@@ -30,6 +32,8 @@ from isoflop.quantity import Interval, Symbol
 FIRST_UTILIZATION = 0.4
 #: Rounds of the loop; it ends far earlier, when a size comes again.
 MOST_ROUNDS = 16
+#: From one size to the next that is tried around the loop's.
+STEP = 1.2
 #: How often the size is halved in search of one that fits.
 MOST_HALVINGS = 12
 
@@ -71,14 +75,17 @@ def _loss_interval(spread: Spread | None, ask: Ask, chosen: Choice) -> Interval 
 def _params_interval(spread: Spread | None, ask: Ask, chosen: Choice) -> Interval | None:
     if spread is None:
         return None
-    return spread.interval(lambda law: ask.demand.optimum(law, chosen.flops).params)
+    middle = ask.demand.optimum(ask.law, chosen.flops).params
+    return spread.interval(
+        lambda law: ask.demand.optimum(law, chosen.flops).params / middle * chosen.n_params
+    )
 
 
 # --- the loop ---------------------------------------------------------------------------------
 
 
 def _settle(ask: Ask) -> Choice:
-    """The size at which the law and the plan agree; of a cycle, the size with the lowest loss."""
+    """The size with the lowest loss, from where the law and the plan agree."""
     seen: dict[int, Choice] = {}
     guess = ask.demand.optimum(ask.law, _first_flops(ask))
     n_params, tokens = guess.params, guess.tokens
@@ -89,7 +96,17 @@ def _settle(ask: Ask) -> Choice:
         seen[choice.n_params] = choice
         wanted = ask.demand.optimum(ask.law, choice.flops).params
         n_params, tokens = wanted * choice.n_params / choice.n_law, choice.tokens
-    return _exactly(ask, min(seen.values(), key=lambda c: c.loss))
+    best = min(seen.values(), key=lambda c: c.loss)
+    return _exactly(ask, _climb(ask, _climb(ask, best, STEP), 1 / STEP))
+
+
+def _climb(ask: Ask, best: Choice, factor: float) -> Choice:
+    """The last of ever larger (or smaller) sizes that lowers the loss."""
+    while True:
+        other = _try(ask, best.n_params * factor, best.tokens / factor)
+        if isinstance(other, Refused) or other.loss >= best.loss:
+            return best
+        best = other
 
 
 def _first_flops(ask: Ask) -> float:
@@ -142,7 +159,7 @@ def _choice(ask: Ask, n_params: float, tokens: float) -> Choice:
     convention = CONVENTIONS.get(ask.law.params_convention, CONVENTIONS["total"])
     batch = ask.global_batch or sequences_per_step(tokens, ask.seq_len, ask.cluster.count)
     run = _least_recompute(ask, arch, max(1, int(tokens)), batch)
-    beat = _rhythm(run, count)
+    beat = _rhythm(ask, run, count)
     flops = _flops(ask, count, run, beat)
     trained = int(ask.demand.tokens(count, flops))
     if trained < 1:
@@ -162,12 +179,17 @@ def _flops(ask: Ask, n_params: int, run: TrainPlan, beat: Rhythm) -> float:
     return FLOPS_PER_PARAM_TOKEN * n_params * hours / per_token
 
 
-def _rhythm(run: TrainPlan, n_params: int) -> Rhythm:
+def _rhythm(ask: Ask, run: TrainPlan, n_params: int) -> Rhythm:
     """Checkpoints hold the weights, their fp32 copies and Adam's two moments."""
     state = STATES[run.ask.precision]
     per_param = Symbol("bytes_checkpoint_per_param", state.weights + state.master + 8)
     used = Symbol("n_accelerators_used", run.layout.n_accelerators)
-    return rhythm(per_param * Symbol("n_params", n_params), used)
+    return rhythm(
+        per_param * Symbol("n_params", n_params),
+        used,
+        hours_between_failures=choose(HOURS_BETWEEN_FAILURES, ask.mtbf_hours),
+        seconds_restart=choose(SECONDS_RESTART, ask.seconds_restart),
+    )
 
 
 def _least_recompute(ask: Ask, arch: Arch, tokens: int, batch: int) -> TrainPlan:
