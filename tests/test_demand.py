@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.errors import InputError
+from isoflop.errors import Infeasible, InputError
 from isoflop.laws import Demand, Law, find_law, params_for, published_laws, read_runs, spread_of
 from isoflop.laws.demand import lowest
 from isoflop.laws.fit import fit
@@ -96,6 +96,11 @@ def test_params_for_tokens_is_the_inverse_of_tokens_for_params() -> None:
 def test_an_impossible_demand_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(bad))):
         Demand(**bad)
+
+
+def test_serving_beyond_the_budget_is_infeasible() -> None:
+    with pytest.raises(Infeasible, match="serving 1e\\+20 tokens"):
+        Demand(tokens_served=1e20).optimum(find_law("besiroglu-2024"), 1e20)
 
 
 @given(st.floats(-5, 5))

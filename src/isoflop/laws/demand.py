@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from isoflop.errors import InputError, Problem
+from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.laws.form import FLOPS_PER_PARAM_TOKEN, Allocation, Law, require
 
 #: FLOPs of a forward pass per parameter and token: Kaplan 2020 (2001.08361), section 2.1.
@@ -79,6 +79,9 @@ class Demand:
     def optimum(self, law: Law, flops: float) -> Allocation:
         """The split of `flops`, training and serving together, that reaches the lowest loss.
 
+        Raises:
+            Infeasible: serving takes more than `flops` at any size.
+
         >>> from isoflop.laws.published import find_law
         >>> law = find_law("besiroglu-2024")
         >>> served = Demand(tokens_served=2e12).optimum(law, 1e23)
@@ -89,6 +92,9 @@ class Demand:
         if self.plain:
             return law.optimum(flops)
         most = flops / (FLOPS_PER_PARAM_TOKEN + FLOPS_PER_PARAM_TOKEN_SERVED * self.tokens_served)
+        if most <= 1:
+            served = f"serving {self.tokens_served:g} tokens takes more than {flops:g} FLOPs"
+            raise Infeasible(f"{served} at any size")
 
         def loss(log_params: float) -> float:
             params = math.exp(log_params)
