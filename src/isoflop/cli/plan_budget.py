@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tomllib
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from isoflop.arch import Attention
 from isoflop.cli.laws import read_law
 from isoflop.cli.options import Count, Duration, Json, Real
 from isoflop.cli.output import emit, say
 from isoflop.cli.plan import On, numbers
+from isoflop.cli.plan_train import AS_ASSUMED, LABELS, Terms
 from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.hardware import parse_cluster
-from isoflop.laws import Demand
+from isoflop.laws import Demand, Law
 from isoflop.plan.budget import KINDS, Ask, BudgetPlan, Choice, Kind, Refused
 from isoflop.plan.settle import plan_budget
 from isoflop.quantity.units import (
@@ -29,41 +33,42 @@ from isoflop.report.text import footer, table
 LAW, LAW_REPEATED = "besiroglu-2024-minimum", "muennighoff-2023"
 
 
-def plan_budget_command(
-    *,
-    on: On,
-    flops: Real | None = None,
-    dollars: Real | None = None,
-    gpu_hours: Real | None = None,
-    law: str | None = None,
-    serve_tokens: Real | None = None,
-    unique_tokens: Real | None = None,
-    days: Real | None = None,
-    seq_len: Count = 4096,
-    vocab_size: Count = 32_000,
-    family: str = "llama",
-    global_batch: Count | None = None,
-    precision: str = "bf16",
-    recompute: str | None = None,
-    mfu: Real | None = None,
-    price: Real | None = None,
-    watts: Real | None = None,
-    pue: Real | None = None,
-    carbon: Real | None = None,
-    mtbf: Real | None = None,
-    restart: Duration | None = None,
-    as_json: Json = False,
-) -> None:
-    """Find the best model that a budget trains, and plan its run.
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """The budget, in one of three ways.
 
     Parameters
     ----------
     flops
         The budget in FLOPs, 6 x parameters x tokens.
     dollars
-        The budget in dollars: accelerators for the whole run, idle and broken time too.
+        The budget in dollars: all accelerators for the whole run, idle and broken time too.
     gpu_hours
-        The budget in accelerator-hours.
+        The budget in accelerator-hours, idle and broken time too.
+    """
+
+    flops: Real | None = None
+    dollars: Real | None = None
+    gpu_hours: Real | None = None
+
+    def one(self) -> tuple[Kind, float]:
+        """The one given."""
+        given = {kind: getattr(self, kind) for kind in KINDS}
+        said = [kind for kind, amount in given.items() if amount is not None]
+        if len(said) != 1:
+            rule = "is given as one of --flops, --dollars and --gpu-hours"
+            raise InputError("plan budget", [Problem("budget", ", ".join(said) or "missing", rule)])
+        return said[0], given[said[0]]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What the model is for, and the law that says what it is worth.
+
+    Parameters
+    ----------
     law
         A published law's name (`isoflop laws`), or a JSON file that `isoflop fit -o` wrote;
         besiroglu-2024-minimum when not given, muennighoff-2023 with --unique-tokens.
@@ -72,12 +77,69 @@ def plan_budget_command(
         at the rate of training.
     unique_tokens
         Unique tokens there are; more are repeats, and worth less.
+    """
+
+    law: str | None = None
+    serve_tokens: Real | None = None
+    unique_tokens: Real | None = None
+
+    @property
+    def demand(self) -> Demand:
+        endless = float("inf") if self.unique_tokens is None else self.unique_tokens
+        return Demand(self.serve_tokens or 0.0, endless)
+
+    @property
+    def form(self) -> Law:
+        return read_law(self.law or (LAW if self.unique_tokens is None else LAW_REPEATED))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Failures, in place of assumptions.
+
+    Parameters
+    ----------
+    mtbf_hours
+        Mean hours between the failures of one accelerator.
+    seconds_restart
+        Time from a failure until the run trains again, such as 10min.
+    """
+
+    mtbf_hours: Real | None = None
+    seconds_restart: Annotated[Duration | None, Parameter(name="--restart")] = None
+
+
+#: Nothing said: nothing served, data without end, failures as assumed.
+NO_AMOUNT, ANY_PURPOSE, AS_USUAL = Amount(), Purpose(), Trouble()
+
+
+def plan_budget_command(
+    *,
+    on: On,
+    amount: Amount = NO_AMOUNT,
+    purpose: Purpose = ANY_PURPOSE,
+    days: Real | None = None,
+    seq_len: Count = 4096,
+    vocab_size: Count = 32_000,
+    family: str = "llama",
+    global_batch: Count | None = None,
+    precision: str = "bf16",
+    recompute: str | None = None,
+    terms: Terms = AS_ASSUMED,
+    trouble: Trouble = AS_USUAL,
+    as_json: Json = False,
+) -> None:
+    """Find the best model that a budget trains, and plan its run.
+
+    Parameters
+    ----------
     days
         Limit on the wall time; exit 3 when missed.
     seq_len
         Tokens per sequence.
     vocab_size
-        Rows of the embedding; the law's own runs had 32,000.
+        Rows of the embedding; the default law's own runs had 32,000.
     family
         llama or gpt: the family whose shape the model takes.
     global_batch
@@ -86,62 +148,21 @@ def plan_budget_command(
         fp32, bf16 or another that the accelerator computes in.
     recompute
         none, selective or full; the least that fits when not given.
-    mfu
-        Share of the peak that the model's own FLOPs reach.
-    price
-        Dollars per accelerator-hour.
-    watts
-        Watts per accelerator, its part of the host included.
-    pue
-        Power usage effectiveness of the data centre.
-    carbon
-        kg of CO2e per kWh of the grid.
-    mtbf
-        Mean hours between the failures of one accelerator.
-    restart
-        Time from a failure until the run trains again, such as 10min.
     """
-    kind, amount = _budget({"flops": flops, "dollars": dollars, "gpu_hours": gpu_hours})
-    demand = Demand(
-        tokens_served=serve_tokens or 0.0,
-        tokens_unique=float("inf") if unique_tokens is None else unique_tokens,
-    )
+    kind, size = amount.one()
     ask = Ask(
-        kind,
-        amount,
-        parse_cluster(on),
-        read_law(law or (LAW if unique_tokens is None else LAW_REPEATED)),
-        demand,
-        seq_len=seq_len,
-        vocab_size=vocab_size,
-        family=family,
-        global_batch=global_batch,
+        kind, size, parse_cluster(on), purpose.form, purpose.demand,
+        seq_len=seq_len, vocab_size=vocab_size, family=family, global_batch=global_batch, days=days,
         precision=precision,  # type: ignore[arg-type]  # checked by Ask, which lists the choices
         recompute=recompute,  # type: ignore[arg-type]
-        mfu=mfu,
-        price=price,
-        watts=watts,
-        pue=pue,
-        carbon=carbon,
-        mtbf_hours=mtbf,
-        seconds_restart=restart,
-        days=days,
-    )
+        **asdict(terms), **asdict(trouble),
+    )  # fmt: skip
     plan = plan_budget(ask)
     if as_json:
         emit("plan budget", {**plan.to_json(), "spec": spec_json(plan)})
     else:
         say(render_budget(plan))
     check_days(plan)
-
-
-def _budget(given: dict[str, float | None]) -> tuple[Kind, float]:
-    """The one budget given."""
-    said = {kind: amount for kind, amount in given.items() if amount is not None}
-    if len(said) != 1:
-        rule = "is given as one of --flops, --dollars and --gpu-hours"
-        raise InputError("plan budget", [Problem("budget", ", ".join(said) or "missing", rule)])
-    return next((kind, said[kind]) for kind in KINDS if kind in said)
 
 
 def check_days(plan: BudgetPlan) -> None:
@@ -167,7 +188,7 @@ def render_budget(plan: BudgetPlan) -> str:
         f"loss {chosen.loss:.3f}{_loss_range(plan)}, by {ask.law.name}{_reach(plan)}",
         *_demands(plan),
         "",
-        numbers({label: plan.nodes()[name] for name, label in LABELS.items()}),
+        numbers({LABELS[name]: node for name, node in plan.nodes().items() if name in LABELS}),
         "",
         _model(chosen),
         _run(plan),
@@ -180,16 +201,6 @@ def render_budget(plan: BudgetPlan) -> str:
         footer(plan.nodes().values()),
     ]
     return "\n".join(lines)
-
-
-LABELS = {
-    "flops": "FLOPs",
-    "accelerator_hours": "accelerator-hours",
-    "days": "days",
-    "energy_mwh": "energy, MWh",
-    "tonnes_co2e": "CO2e, tonnes",
-    "dollars": "dollars",
-}
 
 
 def _amount(ask: Ask) -> str:

@@ -33,7 +33,7 @@ class Ask:
 
     `recompute` None is the least that fits; `global_batch` None follows the tokens.
     `mtbf_hours` lie between the failures of one accelerator, in the mean, and
-    `seconds_restart` pass until the run trains again. `price` is in dollars per accelerator-hour; `mfu`, `watts`, `pue`, `carbon` as in `plan_train`.
+    `seconds_restart` pass until the run trains again. `price` is in dollars per accelerator-hour; `mfu`, `tflops`, `watts`, `pue`, `carbon` as in `plan_train`.
 
     Raises:
         InputError: an amount, length, vocabulary or name out of bounds, or an unstated price.
@@ -51,6 +51,7 @@ class Ask:
     precision: Format = "bf16"
     recompute: Recompute | None = None
     mfu: float | None = None
+    tflops: float | None = None
     price: float | None = None
     watts: float | None = None
     pue: float | None = None

@@ -214,6 +214,7 @@ def _plan(ask: Ask, arch: Arch, tokens: int, batch: int, recompute: Recompute) -
         precision=ask.precision,
         recompute=recompute,
         mfu=ask.mfu,
+        tflops=ask.tflops,
         price=ask.price,
         watts=ask.watts,
         pue=ask.pue,
