@@ -216,7 +216,7 @@ def _amount(ask: Ask) -> str:
 def _loss_range(plan: BudgetPlan) -> str:
     span = plan.loss_interval
     if span is None:
-        return " (no range: the law's uncertainty is not published)"
+        return " (no range: how well this law is known is not stated)"
     return f" ({span.low:.3f} to {span.high:.3f})"
 
 

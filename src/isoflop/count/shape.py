@@ -8,7 +8,7 @@ and figure 5). So the shapes that work in practice decide:
   16384 / 126), 64 below (GPT-2: 768 / 12);
 * heads of 64 up to d_model 2048, of 128 beyond, then in eights, so that eight accelerators
   share them evenly; up to eight key-value heads (Llama 3, 2407.21783, table 3);
-* d_ff 3.5 times d_model (Llama 3 8B, 70B); other usual multiples where they come nearer;
+* d_ff 3.5 times d_model (Llama 3 8B, 70B), 4 times for gpt; other usual multiples where they come nearer;
 * an even number of layers from 16 on, for pipelines;
 * embedding and head tied below 4e9 parameters, as in Llama 3.2 1B and 3B.
 
@@ -31,8 +31,8 @@ from isoflop.quantity.units import format_count
 CLOSE, CLOSEST = 0.025, 0.05
 SMALLEST, LARGEST = 1e6, 1e13
 TIED_BELOW = 4e9
-#: d_ff / d_model of Llama 3, Llama 3 405B nearly, GPT, and Llama 1.
-WIDENINGS = (3.5, 3.0, 4.0, 8 / 3)
+#: d_ff / d_model by family, the usual one first: Llama 3 8B and 70B, and GPT-2.
+WIDENINGS = {"llama": (3.5, 3.0, 4.0, 8 / 3), "gpt": (4.0, 3.5, 3.0, 8 / 3)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,11 @@ class Sizes:
     def d_ff(self) -> int:
         return 64 * round(self.widening * self.d_model / 64)
 
-    @property
-    def oddness(self) -> float:
+    def oddness(self, widening: float) -> float:
         """How far from the usual ratios, in logs."""
         usual = 120 if self.d_model >= 2048 else 64
         narrow = abs(math.log(self.d_model / self.n_layers / usual))
-        return narrow + abs(math.log(self.widening / WIDENINGS[0]))
+        return narrow + abs(math.log(self.widening / widening))
 
 
 def _llama(name: str, sizes: Sizes) -> Arch:
@@ -116,26 +115,29 @@ def shape(
     if not SMALLEST <= n_params <= LARGEST:
         rule = f"lies between {SMALLEST:g} and {LARGEST:g}"
         raise InputError("shape", [Problem("n_params", float(f"{n_params:.4g}"), rule)])
-    build = BUILDERS[family]
-    found = list(_candidates(n_params, build, vocab_size, max_seq_len))
+    build, usual = BUILDERS[family], WIDENINGS[family][0]
+    found = list(_candidates(n_params, family, vocab_size, max_seq_len))
     for most in (CLOSE, CLOSEST):
         near = [sizes for count, sizes in found if abs(count / n_params - 1) <= most]
         if near:
             about = format_count(n_params).replace(" ", "").lower()
-            return build(name or f"{family}-shape-{about}", min(near, key=lambda s: s.oddness))
+            return build(
+                name or f"{family}-shape-{about}", min(near, key=lambda s: s.oddness(usual))
+            )
     rule = f"has a shape within 5 % with vocab_size={vocab_size:,}"
     raise InputError("shape", [Problem("n_params", n_params, rule, "give another vocabulary")])
 
 
 def _candidates(
-    n_params: float, build: Build, vocab_size: int, max_seq_len: int
+    n_params: float, family: str, vocab_size: int, max_seq_len: int
 ) -> Iterator[tuple[int, Sizes]]:
     """The nearest depth at each width and widening, with its count.
 
     The count is linear in the number of layers: two counts give it for all.
     """
+    build = BUILDERS[family]
     for d_model in _widths(n_params):
-        for widening in WIDENINGS:
+        for widening in WIDENINGS[family]:
             sizes = [
                 Sizes(d_model, n, widening, vocab_size, max_seq_len, n_params < TIED_BELOW)
                 for n in (1, 2)
