@@ -51,6 +51,10 @@ PLANS = {
         "plan_serve:plan_serve_command",
         "Plan a server: memory, accelerators, times, money.",
     ),
+    "budget": (
+        "plan_budget:plan_budget_command",
+        "Find the best model that a budget trains, and plan its run.",
+    ),
 }
 
 #: optional packages, and the extra that installs each

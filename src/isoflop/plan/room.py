@@ -223,7 +223,7 @@ def _splits(request: Request, cluster: Cluster, tp: int | None) -> Iterator[tupl
     across = [t for t in request.even(cluster.count) if t > node and t % node == 0]
     for ways in [*inside, *across] if tp is None else [tp]:
         deepest = min(cluster.count // ways, request.arch.n_layers)
-        yield from ((ways, p) for p in range(1, deepest + 1) if request.arch.n_layers % p == 0)
+        yield from ((ways, p) for p in range(1, deepest + 1))
 
 
 def _too_large(request: Request, cluster: Cluster, tp: int | None, batch: int) -> str:

@@ -1,4 +1,4 @@
-"""JSON of plan train and plan serve."""
+"""JSON of plan train, plan serve and plan budget."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from isoflop.cli.outputs.base import Command, Interval, Node, Number, Out
+from isoflop.cli.outputs.laws import Law
 
 
 class Assumption(BaseModel):
@@ -125,6 +126,61 @@ class ServeTables(Out):
     batch: list[ServeRow]
     quantization: list[ServeAlternative]
     attention: list[ServeAttention]
+
+
+class Budget(Out):
+    kind: str
+    amount: float
+
+
+class OtherSize(Out):
+    """The same budget at another size, or why that cannot be."""
+
+    params: Number
+    tokens: int | None = None
+    loss: float | None = None
+    reason: str | None = None
+
+
+class PlanBudget(Command):
+    budget: Budget
+    cluster: dict[str, Any]
+    law: Law
+    model: str
+    params: int
+    tokens: int
+    loss: float
+    tokens_per_param: float
+    tokens_served: float
+    share_served: float
+    tokens_unique: float | None
+    epochs: float
+    flops: Number
+    accelerator_hours: float
+    days: float
+    energy_mwh: float
+    tonnes_co2e: float
+    dollars: float
+    goodput: float
+    failures: float
+    probability_of_failure: float
+    seconds_checkpoint_interval: float
+    bytes_per_accelerator: Number
+    days_limit: float | None
+    probability_in_time: float | None
+    extrapolation: float | None
+    half: OtherSize
+    double: OtherSize
+    seq_len: int
+    global_batch: int
+    precision: str
+    recompute: str
+    layout: Layout
+    n_idle: int
+    intervals: dict[str, Interval]
+    assumptions: list[Assumption]
+    breakdown: dict[str, Node]
+    spec: dict[str, Any]
 
 
 class PlanServe(Command):
