@@ -124,7 +124,7 @@ def test_one_head_gains_over_eight_groups_only_where_it_is_not_copied() -> None:
 
 
 def test_a_latent_cache_is_whole_on_every_tensor_parallel_accelerator() -> None:
-    served = plan(DEEPSEEK, "16xh100-sxm", batch=8, precision="fp8")
+    served = plan(DEEPSEEK, "16xh100-sxm", batch=8, precision="fp8", tp=16)
     held = served.bytes_per_accelerator.find("bytes_kv_cache").value
     assert held == served.memory.find("bytes_kv_cache").value == 8 * 70_272 * 1280
 
@@ -139,8 +139,14 @@ def test_one_key_value_head_is_read_whole_by_every_accelerator(ways: int) -> Non
     assert float(core.value) == pytest.approx(cache / 3.35e12, rel=0.01)
 
 
-def test_a_model_of_61_layers_spans_nodes_by_tensor_parallelism_and_says_so() -> None:
+def test_a_model_of_61_layers_spans_nodes_by_uneven_stages_and_says_so() -> None:
     served = plan(DEEPSEEK, "16xh100-sxm", precision="fp8")
+    assert (served.tp, served.pp) == (8, 2)
+    assert any("pp=2" in note for note in served.notes)
+
+
+def test_tensor_parallelism_across_nodes_says_so() -> None:
+    served = plan(DEEPSEEK, "16xh100-sxm", precision="fp8", tp=16)
     assert (served.tp, served.pp) == (16, 1)
     assert any("spans nodes" in note for note in served.notes)
     assert not plan().notes
@@ -150,7 +156,7 @@ def test_a_model_of_61_layers_spans_nodes_by_tensor_parallelism_and_says_so() ->
     ("model", "on", "more", "said"),
     [
         ("llama-3.1-405b", "8xh100-sxm", {}, "fp8 here, or 16xh100-sxm with tp=8 pp=2"),
-        ("deepseek-v3", "8xh100-sxm", {}, "int4 here, or 32xh100-sxm with tp=32 pp=1"),
+        ("deepseek-v3", "8xh100-sxm", {}, "int4 here, or 32xh100-sxm with tp=8 pp=3"),
         ("llama-3-70b", "8xv100-sxm-16gb", {"precision": "fp16"},
          "int8 here, or 16xv100-sxm-16gb with tp=8 pp=2"),
         ("llama-3-8b", "h100-sxm", {"batch": 10_000}, "batch 400 here"),
