@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoflop.arch import Arch, gpt, llama
+from isoflop.arch import Arch, Attention, LatentAttention, gpt, llama
+from isoflop.arch.spec import Chunked, Window
 from isoflop.arch.zoo import entry
 from isoflop.count import (
     FLOPS_CONVENTIONS,
@@ -101,6 +105,57 @@ def test_decoding_token_by_token_does_the_causal_work_of_a_prompt(batch: int, pr
     heads = whole.find("head").value
     assert whole.find("head").value == 2 * batch * 16 * 40
     assert steps - prompt * heads == whole.value - heads
+
+
+def sees(span: Window | Chunked, query: int, key: int) -> bool:
+    if isinstance(span, Window):
+        return 0 <= query - key < span.window
+    return key <= query and key // span.chunk == query // span.chunk
+
+
+@given(
+    st.one_of(st.builds(Window, st.integers(1, 40)), st.builds(Chunked, st.integers(1, 40))),
+    st.integers(1, 30),
+    st.integers(0, 30),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_causal_window_or_chunk_scores_the_pairs_counted_one_by_one(
+    span: Window | Chunked, new: int, before: int
+) -> None:
+    attention = TINY.layers[0].attention
+    assert isinstance(attention, Attention)
+    layer = replace(TINY.layers[0], attention=replace(attention, span=span))
+    arch = replace(TINY, layers=(layer,) * 3)
+    S = before + new
+    pairs = sum(sees(span, query, key) for query in range(before, S) for key in range(S))
+    work = Workload(2, new, S, causal_skip=True)
+    core = flops_forward(arch, work).find("layer/attention/core").value
+    assert core == 2 * 4 * 4 * 4 * pairs  # batch, 2 products of 2 FLOPs, 4 heads of 4
+
+
+LATENT = LatentAttention(
+    n_heads=3, d_kv_latent=10, d_head_nope=5, d_head_rope=2, d_head_value=7, d_q_latent=6
+)
+
+
+def multiplied(*product: str, **sizes: int) -> int:
+    """FLOPs of contractions over named axes, each in einsum's words."""
+    return sum(2 * math.prod(sizes[a] for a in set(axes) - {" "}) for axes in product)
+
+
+@given(st.integers(1, 4), st.integers(2, 40))
+@settings(max_examples=25, deadline=None)
+def test_decoding_meets_the_cached_latents_and_not_keys_that_nobody_keeps(
+    batch: int, context: int
+) -> None:
+    """DeepSeek-V2, section 2.1.2: the maps out of the latent are absorbed."""
+    arch = replace(TINY, layers=(replace(TINY.layers[0], attention=LATENT),))
+    step = flops_decode(arch, batch, context)
+    sizes = {"b": batch, "s": context, "n": 3, "c": 10, "d": 5, "r": 2, "v": 7}
+    # Queries into the latent, scores over latents and rotated keys, sums of latents, values.
+    absorbed = multiplied("b n d c", "b n s c", "b n s r", "b n s c", "b n c v", **sizes)
+    found = step.find("layer/attention/kv_up").value + step.find("layer/attention/core").value
+    assert found == absorbed
 
 
 def test_more_context_never_shrinks_a_decoding_step() -> None:

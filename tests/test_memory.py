@@ -14,7 +14,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from isoflop.arch import Arch, Dense, Experts, gpt, llama
+from isoflop.arch import Arch, Attention, Dense, Experts, gpt, llama
+from isoflop.arch.spec import QkNorm, RmsNorm
 from isoflop.arch.zoo import entry
 from isoflop.count import (
     FORMATS,
@@ -428,6 +429,41 @@ def test_interleaving_holds_korthikantis_extra_share_on_the_first_stage() -> Non
     assert first(3) / first(1) == pytest.approx(1 + 3 / (4 * 3))
 
 
+@pytest.mark.parametrize(("pp", "virtual"), [(2, 1), (4, 1), (2, 2), (3, 3), (4, 2)])
+def test_embeddings_wait_on_the_first_stage_as_often_as_its_order_of_work_says(
+    pp: int, virtual: int
+) -> None:
+    """Chunks go by rounds of pp micro-batches; each later forward waits for one backward."""
+    n_micro = 4 * pp
+    rounds = range(0, n_micro, pp)
+    forwards = [(c, r + i) for r in rounds for c in range(virtual) for i in range(pp)]
+    backwards = [(c, r + i) for r in rounds for c in reversed(range(virtual)) for i in range(pp)]
+    warm = 2 * (pp - 1) + (virtual - 1) * pp if virtual > 1 else pp - 1
+    begun = most = 0
+    for step, (chunk, _) in enumerate(forwards):
+        begun += chunk == 0
+        most = max(most, begun)
+        if step >= warm:
+            begun -= backwards[step - warm][0] == 0
+    arch = gpt("p", d_model=16, n_layers=24, n_heads=2, vocab_size=9, max_seq_len=64, dropout=0.1)
+    job = Trained(arch, Workload.train(1, 8), STATE)
+    tree = memory_rank(job, Shards(pp=pp, virtual=virtual), n_micro=n_micro)
+    embedding = tree.find("bytes_activations/embedding").value
+    assert embedding == most * (8 * 8 + 8 * 16)  # token ids, and a mask of one byte
+
+
+def test_key_norms_of_each_head_split_as_key_heads_do() -> None:
+    attention = replace(TINY.layers[0].attention, qk_norm=QkNorm(RmsNorm(), "each_head"))
+    assert isinstance(attention, Attention)
+    normed = replace(TINY, layers=(replace(TINY.layers[0], attention=attention),) * 4)
+    extra = [
+        memory_rank(Trained(arch, Workload.train(1, 8), STATE), Shards(tp=4)).find("bytes_weights").value
+        for arch in (TINY, normed)
+    ]  # fmt: skip
+    # Of four query heads one on each rank; of two key heads one, too.
+    assert extra[1] - extra[0] == 4 * (4 + 4) * 2
+
+
 def test_context_parallelism_cuts_every_sequence() -> None:
     job = Trained(TINY, Workload.train(1, 16), STATE)
     one, two = (memory_rank(job, Shards(cp=cp)).find("bytes_activations").value for cp in (1, 2))
@@ -501,6 +537,18 @@ def test_zero_3_makes_two_layers_whole_and_one_gradient() -> None:
     assert not any(
         c.name == "bytes_gathered" for c in memory_rank(job, Shards(dp=8, zero=2)).children
     )
+
+
+def test_experts_that_no_other_rank_shares_are_not_gathered() -> None:
+    experts = Experts(8, 2, Dense(64, "silu", gated=True))
+    arch = replace(TINY, layers=(replace(TINY.layers[0], feed_forward=experts),) * 4)
+    job = Trained(arch, Workload.train(1, 8), STATE)
+    dealt, shared = (
+        memory_rank(job, Shards(dp=8, ep=ep, zero=3)).find("bytes_gathered").value for ep in (8, 4)
+    )
+    rest = 2 * 16 * 16 + 2 * 16 * 8 + 2 * 16 + 16 * 8  # attention, norms, router
+    assert dealt == rest * (2 * 2 + 2)
+    assert shared == (rest + 2 * 3 * 16 * 64) * (2 * 2 + 2)
 
 
 # --- the validation page ------------------------------------------------------------------------

@@ -77,6 +77,17 @@ class Shards:
         held = Symbol("n_in_flight", most, meaning="micro-batches in flight")
         return held if self.virtual == 1 else held / Symbol("virtual_pp", self.virtual)
 
+    def embedded(self, n_micro: int) -> Expr:
+        """Micro-batches whose embedding waits for backward on the first stage, at most.
+
+        As many as are in flight (Korthikanti 2022, section 4.3: s b h p / t). Interleaved, the
+        first chunk has begun a second round of pp before it goes back on the first.
+        """
+        if self.pp == 1:
+            return number(1)
+        most = min(self.pp if self.virtual == 1 else 2 * self.pp, n_micro)
+        return Symbol("n_embedded", most, meaning="micro-batches whose embedding waits")
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -226,7 +237,9 @@ def memory_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 
             _stored(job, shards, parts, "bytes_grads", state.bytes_grads, shards.zero >= 2),
             _stored(job, shards, parts, "bytes_optimizer", state.bytes_optimizer, shards.zero >= 1),
             *_gathered(job, shards, parts),
-            _activations(job, shards, parts, shards.in_flight(stage, n_micro)),
+            _activations(
+                job, shards, parts, shards.in_flight(stage, n_micro), shards.embedded(n_micro)
+            ),
         ],
     )
 
@@ -274,7 +287,8 @@ def _gathered(job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]]) 
     """What ZeRO-3 makes whole for a while: the weights of two units, the gradient of one.
 
     A unit is a layer, or another part of the model; the next one is gathered while one is at
-    work (Zhao 2023, 2304.11277, section 3.4: at most two all-gathers in flight).
+    work (Zhao 2023, 2304.11277, section 3.4: at most two all-gathers in flight). Experts that
+    no other rank shares are whole already.
     """
     if shards.zero < 3 or shards.dp * shards.cp == 1:
         return []
@@ -288,8 +302,15 @@ def _gathered(job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]]) 
 
 def _whole_unit(job: Trained, shards: Shards, kind: str, unit: Part) -> Expr:
     split, state = split_of(job.arch, kind, shards), job.state
-    weights = held_by(unit, split, lambda _, held: state.bytes_weights(held))
-    return 2 * weights + held_by(unit, split, lambda _, held: state.bytes_grads(held))
+    alone = shards.dp * shards.cp == shards.ep
+
+    def measure(_weight: Weight, held: Held) -> Expr:
+        whole_already = held.dealt and alone
+        return (
+            number(0) if whole_already else 2 * state.bytes_weights(held) + state.bytes_grads(held)
+        )
+
+    return held_by(unit, split, measure)
 
 
 def _cp(shards: Shards) -> list[Expr]:
@@ -297,17 +318,22 @@ def _cp(shards: Shards) -> list[Expr]:
 
 
 def _activations(
-    job: Trained, shards: Shards, parts: list[tuple[Part, Expr]], flight: Expr
+    job: Trained,
+    shards: Shards,
+    parts: list[tuple[Part, Expr]],
+    flight: Expr,
+    embedded: Expr,
 ) -> Node:
     """What forward leaves for backward, in as many micro-batches as are in flight."""
     children = []
     layers: list[tuple[Part, Keeping]] = []
+    whole = {"embedding": embedded}
     for part, copies in parts:
         if not keeps(part):
             continue
         split = split_of(job.arch, part.name, shards)
         keeping = Keeping(job.state.activation, job.kernels, job.recompute, _ways(split, shards))
-        times = flight * copies if part.is_layer else number(1)
+        times = flight * copies if part.is_layer else whole.get(part.name, number(1))
         children.append(_leaf(part.name, keeping.tree(part).size, times))
         if any(layers_in([part])):
             layers.append((part, keeping))

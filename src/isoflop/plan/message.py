@@ -335,7 +335,9 @@ def _data_ends(job: _Job) -> Iterator[Message]:
         if part.name in job.setting.arch.kinds or held == number(0):
             continue
         here = number(1)
-        if part.name == "embedding" and not job.setting.arch.head.tied:
+        if part.name == "embedding" and job.setting.arch.head.tied:
+            held = where(job.ways.pp - 1, _held(part.parts[0], job.ways.tp, job.ways.tp), held)
+        elif part.name == "embedding":
             here = where(job.ways.pp - 1, 0, 1)
         yield from _data(job, part.name, "dp", held, here)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from isoflop.arch.spec import (
@@ -18,7 +19,7 @@ from isoflop.arch.spec import (
 from isoflop.count.blocks.norms import norm_part
 from isoflop.count.blocks.part import Ground, Part, Saved, Weight, linear
 from isoflop.count.operators import Core, Pointwise
-from isoflop.quantity import Expr, minimum, number
+from isoflop.quantity import Expr, ceil_div, maximum, minimum, number
 
 
 def attention_part(ground: Ground, spec: Attention | LatentAttention) -> Part:
@@ -150,27 +151,62 @@ def _qk_norms(ground: Ground, spec: QkNorm | None, N: Expr, K: Expr, H: Expr) ->
 def keys_seen(ground: Ground, spec: Attention) -> Expr:
     """Keys per query that scores are computed for, on average over the queries.
 
-    With `causal_skip`, query i of T over S keys sees S - T + i of them: S - (T - 1)/2 on
-    average. A window w caps that; the ramp at the start of a sequence is counted as full
-    windows, an upper bound that is exact once S - T >= w.
+    With `causal_skip`, those that the mask leaves: of a window or a chunk exactly, of sparse
+    blocks an upper bound, as the ramp at the start of a sequence is counted as full.
     """
-    seen: Expr = ground.S
-    if ground.causal_skip:
-        seen = (ground.S + 1) / 2 if ground.S == ground.T else ground.S - (ground.T - 1) / 2
+    seen = _keys_before(ground)
     match spec.span:
         case Window(window=w):
-            return minimum(seen, ground.scope("window", w, "latest keys that a query sees"))
+            window = ground.scope("window", w, "latest keys that a query sees")
+            if not ground.causal_skip:
+                return minimum(seen, window)
+            return _mean_of(
+                ground, lambda n: _triangle(minimum(n, window)) + maximum(n - window, 0) * window
+            )
         case Chunked(chunk=c):
-            return minimum(seen, ground.scope("chunk", c, "tokens of an attention chunk"))
+            chunk = ground.scope("chunk", c, "tokens of an attention chunk")
+            if not ground.causal_skip:
+                return minimum(seen, chunk)
+            return _mean_of(ground, lambda n: _in_chunks(n, chunk))
         case BlockSparse(block=block, n_local=n, stride=stride):
             local = ground.scope("d_local", block * n, "keys in a query's local blocks")
-            far = seen / stride if stride else number(0)
-            return minimum(seen, local + far)
+            far = maximum(seen - local, 0) / stride if stride else number(0)
+            return minimum(seen, local) + far
     return seen
 
 
+def _keys_before(ground: Ground) -> Expr:
+    """Keys per query without a span: query i of T over S keys has S - T + i before it, or at it."""
+    S, T = ground.S, ground.T
+    if not ground.causal_skip:
+        return S
+    return (S + 1) / 2 if S == T else S - (T - 1) / 2
+
+
+def _mean_of(ground: Ground, pairs: Callable[[Expr], Expr]) -> Expr:
+    """Pairs per query, where the first n tokens of a sequence have `pairs(n)` among them."""
+    S, T = ground.S, ground.T
+    return pairs(S) / T if S == T else (pairs(S) - pairs(S - T)) / T
+
+
+def _triangle(n: Expr) -> Expr:
+    """Pairs of n tokens under a causal mask."""
+    return n * (n + 1) / 2
+
+
+def _in_chunks(n: Expr, chunk: Expr) -> Expr:
+    """Pairs of n tokens, each in its own chunk: whole chunks, and the one begun."""
+    whole = ceil_div(n + 1, chunk) - 1
+    return whole * _triangle(chunk) + _triangle(n - whole * chunk)
+
+
 def _latent_attention(ground: Ground, spec: LatentAttention) -> Part:
-    """Multi-head latent attention, keys and values rebuilt (DeepSeek-V2, equations 9 to 19)."""
+    """Multi-head latent attention (DeepSeek-V2, 2405.04434, section 2.1).
+
+    Whole sequences rebuild keys and values. Tokens against a cache meet the latents themselves:
+    `kv_up` is absorbed into queries and output (section 2.1.2), which takes the same FLOPs per
+    token as to rebuild that token's own keys and values.
+    """
     scope, D = ground.scope, ground.D
     N = scope("n_heads", spec.n_heads, "query heads")
     nope = scope("d_head_nope", spec.d_head_nope, "head size without position")
@@ -201,9 +237,10 @@ def _latent_attention(ground: Ground, spec: LatentAttention) -> Part:
         linear(ground, "kv_up", ("latent", latent), ("heads", N * (nope + value)), bias=False),
         Part("rotary", (), Pointwise("rotary", turned, turned)),
     ]
-    tokens, S = ground.tokens, ground.S
-    seen: Expr = (S + 1) / 2 if ground.causal_skip and ground.T == S else S
+    tokens, S, seen = ground.tokens, ground.S, _keys_before(ground)
     core = Core(ground.B, N, N, ground.T, seen, S, nope + rope, value)
+    if S != ground.T:  # against a cache of latents: maps out of them join queries and output
+        core = Core(ground.B, N, number(1), ground.T, seen, S, latent + rope, latent)
     kept = (
         Saved("queries and keys", 2 * tokens * N * (nope + rope), axis="heads"),
         Saved("values and output", 2 * tokens * N * value, axis="heads"),

@@ -26,7 +26,7 @@ def norm_part(
     rows = ground.tokens if rows is None else rows
     axes: tuple[tuple[str, Expr], ...] = (("norm", width),)
     if copies is not None:
-        axes = (("heads", copies), *axes)
+        axes = ((axis, copies), *axes)
     match norm:
         case LayerNorm(weight=weight, bias=bias):
             names = ["weight"] * weight + ["bias"] * bias
