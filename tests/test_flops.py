@@ -36,7 +36,7 @@ def by(name: str, arch: Arch, work: Workload) -> float:
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(1, 9), st.integers(1, 64), st.integers(1, 5),
        st.integers(2, 99))  # fmt: skip
 @settings(max_examples=50, deadline=None)
-def test_megatron_is_narayanans_equation_2(
+def test_megatron_is_narayanans_equation_3(
     layers: int, a: int, size: int, s: int, B: int, V: int
 ) -> None:
     h = a * size

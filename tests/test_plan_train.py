@@ -179,7 +179,7 @@ def test_a_plan_of_gpt3_says_that_the_figures_are_not_of_one_run() -> None:
 
 
 def test_model_flops_are_narayanans_formula() -> None:
-    # 2104.04473, equation 2, without recomputation: 72 B s l h^2 (1 + s/6h + V/12lh).
+    # 2104.04473, equation 3, without recomputation: 72 B s l h^2 (1 + s/6h + V/12lh).
     tokens, s, layers, h, V = 10**9, 2048, 96, 12288, 50257
     plan = plan_train(
         GPT3, tokens, parse_cluster("1024xa100-sxm-80gb"), seq_len=s, global_batch=1024

@@ -82,7 +82,7 @@ def flops_training(arch: Arch, workload: Workload, recompute: Recompute = "none"
     """Forward and backward of one batch, and what is run again.
 
     `full` runs each layer once more, the head not, whose input is kept (Narayanan 2021,
-    2104.04473, equation 2). `selective` runs the scores' two products once more
+    2104.04473, equation 3). `selective` runs the scores' two products once more
     (Korthikanti 2022, 2205.05198, appendix A), as flash attention's backward does by itself.
     """
     forward = flops_forward(arch, workload)
@@ -165,7 +165,7 @@ FLOPS_CONVENTIONS: dict[str, FlopsConvention] = {
         PerWeight("palm", "6 N + 12 L N_heads H T per token (Chowdhery 2022, 2204.02311, appendix B)",
                   scores=True),
         Products("megatron", "96 B s l h^2 (1 + s/6h + V/16lh), full recomputation counted "
-                 "(Narayanan 2021, 2104.04473, equation 2)", recompute="full"),
+                 "(Narayanan 2021, 2104.04473, equation 3)", recompute="full"),
         Products("megatron-model", "the same without recomputation, 72 B s l h^2 (1 + s/6h + V/12lh)"),
     )
 }  # fmt: skip

@@ -327,13 +327,13 @@ def _activations(
     """What forward leaves for backward, in as many micro-batches as are in flight."""
     children = []
     layers: list[tuple[Part, Keeping]] = []
-    whole = {"embedding": embedded}
     for part, copies in parts:
         if not keeps(part):
             continue
         split = split_of(job.arch, part.name, shards)
         keeping = Keeping(job.state.activation, job.kernels, job.recompute, _ways(split, shards))
-        times = flight * copies if part.is_layer else whole.get(part.name, number(1))
+        once = embedded if part.name == "embedding" else number(1)
+        times = flight * copies if part.is_layer else once
         children.append(_leaf(part.name, keeping.tree(part).size, times))
         if any(layers_in([part])):
             layers.append((part, keeping))
