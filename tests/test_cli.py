@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from isoflop.cli.app import COMMANDS, PLANS
+from isoflop.cli.app import COMMANDS, PLANS, build
 from isoflop.cli.outputs import OUTPUTS, schemas, validate
 
 ROOT = Path(__file__).parent.parent
@@ -158,7 +158,9 @@ def test_all_problems_are_listed_one_to_a_line() -> None:
         (["predict", "chinchilla", "--flops", "1e21"], "law"),
         (["predict", "besiroglu-2024"], "--flops"),
         (["fit", "no-such.csv"], "no-such.csv"),
-        (["count", "nowhere/config.json"], "nowhere"),
+        (["count", "nowhere/config.json"], "file that exists"),
+        (["count", "gpt-4"], "did you mean gpt-4-as-quoted or gpt-4-rumour"),
+        (["plan", "serve", "gpt2", "--on", "h100"], "did you mean h100-sxm or h100-pcie or h100-nvl"),
         (["schema", "cuont"], "count"),
         (["compare", "gpt2"], "two models"),
     ],
@@ -175,6 +177,47 @@ def test_an_infeasible_plan_exits_three() -> None:
     done = isoflop("plan", "serve", "llama-3-8b", "--on", "h100-sxm", "--tpot", "1us")
     assert done.returncode == 3
     assert "limit" in done.stderr
+
+
+def test_an_unconfirmed_model_says_so_beside_every_number() -> None:
+    done = isoflop("count", "gpt-4-rumour")
+    assert "gpt-4-rumour: Unconfirmed." in done.stderr
+    assert not isoflop("count", "gpt2").stderr
+
+
+def test_every_option_of_every_command_is_explained() -> None:
+    app = build()
+    for name in (*COMMANDS, *(f"plan {plan}" for plan in PLANS)):
+        _, (*_, command), _ = app.parse_commands(name.split())
+        silent = [a.name for a in command.assemble_argument_collection(parse_docstring=True)
+                  if a.parse and not (a.parameter.help or a.children)]  # fmt: skip
+        assert not silent, f"{name}: {silent}"
+
+
+def test_a_spec_is_shown_whole() -> None:
+    """Both stacks of an encoder-decoder, and what is merely true or false."""
+    shown = isoflop("show", "t5-v1.1-base").stdout
+    assert "encoder/layer x12" in shown
+    assert "cross  " in shown
+    assert "gated" in shown
+    assert "bias" in isoflop("show", "gpt2").stdout
+    assert "vision/layer x24" in isoflop("show", "llava-1.5-7b").stdout
+
+
+def test_an_accelerator_is_shown_in_units_each_source_once() -> None:
+    shown = isoflop("hardware", "h100-sxm").stdout
+    assert "989.4 TFLOP/s" in shown
+    assert "3.35 TB/s" in shown
+    assert shown.count("whitepaper") == 1
+
+
+def test_a_plan_prints_the_price_and_the_batch_it_rests_on() -> None:
+    shown = isoflop("plan", "train", "gpt2", "--tokens", "1B", "--on", "8xh100-sxm").stdout
+    assert "batch of 8 x 1,024 tokens" in shown
+    price = answer("hardware", "h100-sxm")["hardware"][0]["numbers"]["dollars_per_hour"]["value"]
+    assert f"dollars_per_hour = {price:g} (" in shown
+    given = isoflop("plan", "train", "gpt2", "--tokens", "1B", "--on", "8xh100-sxm", "--price", "2")
+    assert "dollars_per_hour" not in given.stdout
 
 
 def test_a_closed_pipe_is_no_error() -> None:

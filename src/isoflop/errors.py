@@ -95,10 +95,16 @@ class Fault(IsoflopError):
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """The known names closest to a mistyped one, best first."""
+    """The known names that begin with a cut one, else those closest to a mistyped one; best first.
+
+    >>> nearest("h100", ["hgx-h100", "h100-sxm", "h100-pcie"])
+    ['h100-sxm', 'h100-pcie', 'hgx-h100']
+    """
     folded = {k.casefold(): k for k in known}
-    hits = difflib.get_close_matches(name.casefold()[:200], folded, n=most, cutoff=0.6)
-    return [folded[h] for h in hits]
+    typed = name.casefold()[:200]
+    begun = [k for k in folded if len(typed) > 1 and k.startswith(typed)]
+    close = difflib.get_close_matches(typed, folded, n=most, cutoff=0.6)
+    return [folded[k] for k in dict.fromkeys((*begun, *close))][:most]
 
 
 def clean(text: str) -> str:

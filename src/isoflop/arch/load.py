@@ -53,7 +53,7 @@ def load(text: str, hub: str = HUB) -> Loaded:
         return _from_config(config, name.partition("@")[0], text)
     if text in names():
         known = entry(text)
-        return Loaded(known.arch, "zoo", (known.note,) if known.note else ())
+        return Loaded(known.arch, "zoo", () if known.confirmed else (f"{text}: {known.note}",))
     return _from_file(text)
 
 
@@ -65,7 +65,7 @@ def _from_file(text: str) -> Loaded:
             if not path.exists():
                 raise InputError(text, [Problem("path", text, "is a folder with a config.json")])
         if not path.exists():
-            raise _unknown(text)
+            raise _missing(text) if path.suffix in (".json", ".toml") else _unknown(text)
     except OSError as error:  # a name longer than the file system takes, a folder not ours
         raise InputError(
             text, [Problem("path", text, "can be read", str(error.strerror))]
@@ -91,10 +91,16 @@ def _from_config(config: dict[str, Any], name: str, origin: str) -> Loaded:
     reading = read_hf(config, name)
     notes = []
     if reading.unknown:
-        notes.append(f"not understood, and left out of every count: {', '.join(reading.unknown)}")
+        left = ", ".join(reading.unknown)
+        notes.append(f"{origin}: not understood, and left out of every count: {left}")
     if reading.defaulted:
-        notes.append(f"absent, so its class's default: {', '.join(reading.defaulted)}")
+        taken = ", ".join(reading.defaulted)
+        notes.append(f"{origin}: keys that are absent take their class's default: {taken}")
     return Loaded(reading.arch, origin, tuple(notes))
+
+
+def _missing(text: str) -> InputError:
+    return InputError("model", [Problem("file", text, "is a file that exists")])
 
 
 def _unknown(text: str) -> InputError:

@@ -48,6 +48,11 @@ class ZooEntry:
     published_source: str
     note: str = ""
 
+    @property
+    def confirmed(self) -> bool:
+        """Whether the shape is from a source that can know it; others say UNCONFIRMED."""
+        return not self.source.startswith("UNCONFIRMED")
+
     def agrees(self, params: int) -> bool:
         """Whether a count equals the published one to the digit that was published."""
         return self.published is not None and 2 * abs(params - self.published) <= self.published_to

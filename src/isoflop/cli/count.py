@@ -288,6 +288,12 @@ def explain(
     path
         A part such as layer/attention/k, in every tree that has it; or of one tree:
         params/..., flops/..., memory/...
+    seq_len
+        Tokens per sequence; the model's longest context when not given.
+    batch
+        Sequences at once.
+    precision
+        How weights are stored: fp32, bf16, fp16, fp8, int8, int4.
     """
     arch = load_model(model)
     workload = Workload.train(batch, seq_len or arch.max_seq_len)

@@ -8,7 +8,7 @@ from isoflop.errors import UnknownName
 from isoflop.hardware import Chip, Node, find, find_node, look_up, names, node_names
 from isoflop.quantity import Symbol
 from isoflop.quantity.units import format_bytes, format_si
-from isoflop.report.text import table
+from isoflop.report.text import symbol_text, table
 
 NOT_STATED = "not stated"
 
@@ -76,7 +76,7 @@ def list_chips(chips: list[Chip]) -> str:
 
 def list_nodes(nodes: list[Node]) -> str:
     """One line per machine; the network is each chip's share, in one direction."""
-    header = ["node", "accelerator", "chips", "joined", "network"]
+    header = ["node", "accelerator", "chips", "joined", "network per chip"]
     rows = [
         [
             node.name,
@@ -108,18 +108,22 @@ def show_node(node: Node) -> str:
 
 def show_chip(chip: Chip) -> str:
     """Every number of one accelerator: value, range, kind of truth, source, note."""
+    cited = list(dict.fromkeys(s.source for s in chip.numbers()))
     rows = [
-        [f"  {s.name}", f"{float(s.value):.6g}", _range(s), s.basis.value, _cited(s)]
+        [f"  {s.name}", symbol_text(s, s.value), _range(s), s.basis.value,
+         f"[{cited.index(s.source) + 1}] {s.meaning}"]
         for s in chip.numbers()
-    ]
+    ]  # fmt: skip
     rows += [[f"  {name}", NOT_STATED, "", "", ""] for name in chip.not_stated()]
-    title = f"{chip.name}: {chip.vendor}, {chip.year}, {chip.per_node} to a node"
-    return f"{title}\n{table(rows, ['  number', 'value', 'range', 'basis', 'source'], 'lrlll')}"
-
-
-def _cited(symbol: Symbol) -> str:
-    return f"{symbol.source} ({symbol.meaning})" if symbol.meaning else symbol.source
+    lines = [
+        f"{chip.name}: {chip.vendor}, {chip.year}, {chip.per_node} to a node",
+        table(rows, ["  number", "value", "range", "basis", "source"], "lrlll"),
+        *(f"  [{n}] {source}" for n, source in enumerate(cited, start=1)),
+    ]
+    return "\n".join(lines)
 
 
 def _range(symbol: Symbol) -> str:
-    return f"{symbol.spread.low:g} to {symbol.spread.high:g}" if symbol.spread else ""
+    if symbol.spread is None:
+        return ""
+    return f"{symbol_text(symbol, symbol.spread.low)} to {symbol_text(symbol, symbol.spread.high)}"

@@ -13,7 +13,7 @@ from isoflop.cli.options import Json, Real
 from isoflop.cli.output import SCHEMA, check_output, emit, note, say
 from isoflop.errors import InputError, Problem
 from isoflop.laws import Law, find_law, published_laws, read_runs
-from isoflop.quantity.units import format_count, format_exact, format_si, parse_real
+from isoflop.quantity.units import format_count, format_si, parse_real
 from isoflop.report.text import table
 from isoflop.runs import write_whole
 
@@ -65,13 +65,13 @@ def fit(
     /,
     *,
     params: str = "params",
+    tokens: str = "tokens",
     flops: str = "flops",
     loss: str = "loss",
-    tokens: str = "tokens",
     drop_worst: int = 0,
     bootstrap: int = 200,
     seed: int = 0,
-    at: tuple[str, ...] = (),
+    at: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     as_json: Json = False,
 ) -> None:
@@ -83,12 +83,12 @@ def fit(
         A CSV file with a header and one row per run.
     params
         Column of parameter counts.
+    tokens
+        Column of training tokens.
     flops
         Column of training FLOPs, used where there is no column of tokens: D = C / (6 N).
     loss
         Column of final losses, in nats per token.
-    tokens
-        Column of training tokens.
     drop_worst
         Leave out that many of the highest losses.
     bootstrap
@@ -147,10 +147,11 @@ def render_fit(result: FitResult, predictions: list[Prediction]) -> str:
 
 
 def _tell_prediction(p: Prediction) -> str:
+    reach = format_count(float(f"{p.extrapolation_flops:.3g}"))
     span = f"{p.interval.low:.4f} to {p.interval.high:.4f}" if p.interval else p.interval_reason
     return (
         f"  predicted at {format_count(p.params)} params, {format_count(p.tokens)} tokens: "
-        f"{p.loss:.4f} ({span}); {p.extrapolation_flops:.3g}x the compute of the largest run"
+        f"{p.loss:.4f} ({span}); {reach}x the compute of the largest run"
     )
 
 
@@ -203,8 +204,19 @@ def predict(
         raise InputError("predict", [Problem("law", law, rule, "look at its numbers")])
     if as_json:
         return emit("predict", {"law": form.to_json(), **data})
-    shown = [[f"  {name}", format_exact(value)] for name, value in data.items()]
+    shown = [[f"  {name}", _in_words(name, value)] for name, value in data.items()]
     return say(f"{form.name} ({form.source})\n{table(shown, align='lr')}")
+
+
+def _in_words(name: str, value: float) -> str:
+    """A number of a prediction: a budget with its unit, sizes as counts, the rest in digits."""
+    match name:
+        case "flops":
+            return format_si(value, "FLOP")
+        case "params" | "tokens":
+            return format_count(value)
+        case _:
+            return f"{value:.4g}"
 
 
 def read_law(text: str) -> Law:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from isoflop.arch import Arch
+from isoflop.arch import Arch, Layer
 from isoflop.cli.options import Json, load_model
 from isoflop.cli.output import emit, say
 from isoflop.quantity.units import format_exact
@@ -89,19 +91,34 @@ def _sources(model: str) -> str:
 def describe_arch(arch: Arch) -> str:
     """A spec as a person reads it: the sizes, then one block per kind of layer."""
     head = "tied to the embedding" if arch.head.tied else "its own matrix"
+    encoder, vision = arch.encoder, arch.vision
     lines = [
         f"{arch.name}: {arch.n_layers} layers, d_model {arch.d_model}, "
         f"vocabulary {format_exact(arch.vocab_size)}, context {format_exact(arch.max_seq_len)}",
         f"  embedding     {_words(arch.embedding)}",
     ]
-    for name, layer in arch.kinds.items():
+    if vision is not None:
+        lines.append(f"  vision        {vision.image} x {vision.image} pixels in patches of "
+                     f"{vision.patch} x {vision.patch}, d_model {vision.d_model}")  # fmt: skip
+        lines += _blocks(vision.layers, "vision/")
+    if encoder is not None:
+        lines += _blocks(encoder.layers, "encoder/")
+    return "\n".join([*lines, *_blocks(arch.layers), f"  head          {head}"])
+
+
+def _blocks(layers: Sequence[Layer], under: str = "") -> list[str]:
+    """One block per kind of layer, called as trees call it."""
+    lines = []
+    for name, times in Counter(layer.name for layer in layers).items():
+        layer = next(layer for layer in layers if layer.name == name)
         lines += [
-            f"  {name} x{arch.times(name)}",
+            f"  {under}{name} x{times}",
             f"    wiring        {layer.wiring.value} {_words(layer.norm)}",
             f"    attention     {_words(layer.attention)}",
+            *([f"    cross         {_words(layer.cross)}"] if layer.cross else []),
             f"    feed-forward  {_words(layer.feed_forward)}",
         ]
-    return "\n".join([*lines, f"  head          {head}"])
+    return lines
 
 
 def _words(value: Any) -> str:
@@ -109,8 +126,17 @@ def _words(value: Any) -> str:
     fields = {f: getattr(value, f) for f in value.__dataclass_fields__}
     kind = str(fields.pop("kind", "")).replace("_", " ")
     told = [
-        f"{name}={_words(v).strip() if hasattr(v, '__dataclass_fields__') else v}"
+        name if v is True else f"{name}={_word(v)}"
         for name, v in fields.items()
-        if v not in (None, False, 0.0, 1.0) or name == "n_kv_heads"
+        if v is True or v not in (None, False, 0.0, 1.0) or name == "n_kv_heads"
     ]
-    return f"{kind}({', '.join(told)})" if kind else ", ".join(told)
+    return f"{kind}({', '.join(told)})" if kind and told else kind or ", ".join(told)
+
+
+def _word(value: Any) -> str:
+    """A field's value; what has no kind of its own stands in brackets."""
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() else f"{value:.6g}"
+    if not hasattr(value, "__dataclass_fields__"):
+        return str(value)
+    return _words(value) if hasattr(value, "kind") else f"({_words(value)})"

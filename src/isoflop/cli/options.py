@@ -48,11 +48,11 @@ Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative="", help="Pr
 
 
 def load_model(text: str) -> Arch:
-    """The spec of what the user named; what the reading of a file left open goes to stderr."""
+    """The spec of what the user named; what is open about it goes to stderr."""
     from isoflop.arch.load import load
     from isoflop.cli.output import note
 
     loaded = load(text)
-    for line in loaded.notes if loaded.origin != "zoo" else ():
+    for line in loaded.notes:
         note(line)
     return loaded.arch

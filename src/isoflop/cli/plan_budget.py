@@ -261,7 +261,7 @@ def _run(plan: BudgetPlan) -> str:
     idle = f", {run.n_idle} accelerators idle" if run.n_idle else ""
     return (
         f"layout  {run.layout}{idle}, recompute {run.ask.work.recompute}, batch of "
-        f"{format_exact(run.ask.global_batch)} x {plan.ask.seq_len} tokens: "
+        f"{format_exact(run.ask.global_batch)} x {format_exact(plan.ask.seq_len)} tokens: "
         f"{format_bytes(run.bytes_per_accelerator.value)} per accelerator of "
         f"{format_bytes(run.cluster.chip.bytes_memory.value)}"
     )

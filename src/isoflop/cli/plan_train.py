@@ -171,7 +171,8 @@ def render_train(plan: TrainPlan) -> str:
         "",
         numbers({label: getattr(plan, name) for name, label in LABELS.items()}),
         "",
-        f"layout {plan.layout}{_idle(plan)}: "
+        f"layout {plan.layout}{_idle(plan)}, batch of {format_exact(plan.ask.global_batch)} x "
+        f"{format_exact(work.seq_len)} tokens: "
         f"{format_bytes(plan.bytes_per_accelerator.value)} per accelerator "
         f"of {format_bytes(plan.cluster.chip.bytes_memory.value)}",
         tree(plan.bytes_per_accelerator, depth=1),

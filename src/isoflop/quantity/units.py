@@ -14,7 +14,7 @@ from fractions import Fraction
 from isoflop.errors import InputError, Problem
 from isoflop.quantity.expr import Value
 
-_THOUSANDS = (("", 0), ("K", 3), ("M", 6), ("B", 9), ("T", 12), ("Qa", 15), ("Qi", 18))
+_MILLIONS = (("M", 6), ("B", 9), ("T", 12), ("Qa", 15), ("Qi", 18))
 _SI = (("", 0), ("k", 3), ("M", 6), ("G", 9), ("T", 12), ("P", 15), ("E", 18), ("Z", 21), ("Y", 24))
 _COUNT = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 _BYTES = {f"{p}B": 1000**i for i, p in enumerate(["", *"kMGTPE"])} | {
@@ -36,12 +36,15 @@ _NUMBER = re.compile(
 
 
 def format_count(value: Value) -> str:
-    """A count in three digits and a suffix.
+    """A count in four digits; a suffix from a million on.
 
-    >>> format_count(174_604_259_328), format_count(96)
-    ('174.6 B', '96')
+    >>> format_count(174_604_259_328), format_count(184_832), format_count(96)
+    ('174.6 B', '184,800', '96')
     """
-    return _scaled(float(value), _THOUSANDS)
+    count = float(value)
+    if 1000 <= abs(count) < 0.99995e6:
+        return f"{float(f'{count:.4g}'):,.0f}"
+    return _scaled(count, _MILLIONS) if abs(count) >= 1000 else _digits(count)
 
 
 def format_si(value: Value, unit: str) -> str:
@@ -79,8 +82,8 @@ def format_seconds(value: Value) -> str:
 def format_value(value: Value, unit: str) -> str:
     """A value with its unit, the way tables print it.
 
-    >>> format_value(12_000, "params"), format_value(1.5, "dollars")
-    ('12 K params', '$1.50')
+    >>> format_value(12_000, "params"), format_value(1.5, "dollars"), format_value(39_012, "dollars")
+    ('12,000 params', '$1.50', '$39,010')
     """
     match unit:
         case "bytes":
@@ -91,7 +94,7 @@ def format_value(value: Value, unit: str) -> str:
             return format_si(value, "FLOP")
         case "dollars":
             dollars = float(value)
-            return f"${dollars:,.2f}" if abs(dollars) < 1e4 else f"${_scaled(dollars, _THOUSANDS)}"
+            return f"${dollars:,.2f}" if abs(dollars) < 1e3 else f"${format_count(dollars)}"
         case "joules":
             return f"{_digits(float(value) / 3.6e9)} MWh"
         case _:

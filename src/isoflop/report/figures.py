@@ -54,8 +54,8 @@ def _loss_figure(loop: Loop) -> Figure:
         axes.plot(*_points(rows), "o", color=colour, label=f"{format_count(size)} parameters")
     _held_out(axes, loop)
     axes.axhline(loop.baseline, color="#888", linestyle=":", linewidth=1)
-    axes.annotate("order-2 Markov model", (1, loop.baseline), xycoords=("axes fraction", "data"),
-                  ha="right", va="bottom", color="#666", fontsize=9)  # fmt: skip
+    axes.annotate("order-2 Markov model", (0.01, loop.baseline), xycoords=("axes fraction", "data"),
+                  ha="left", va="bottom", color="#666", fontsize=9)  # fmt: skip
     axes.set(xscale="log", xlabel="training tokens (bytes)", ylabel="validation loss (nats per byte)",
              title="A law fitted to small runs, and the run it never saw")  # fmt: skip
     _plain_ticks(axes.xaxis)
@@ -64,7 +64,7 @@ def _loss_figure(loop: Loop) -> Figure:
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """A logarithmic axis labelled as people write numbers: 200 K, 1 M."""
+    """A logarithmic axis labelled as people write numbers: 200,000, 1 M."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axis.set_minor_formatter(NullFormatter())

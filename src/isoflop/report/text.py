@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from isoflop.quantity import Basis, Node, Number, Symbol
 from isoflop.quantity.expr import Value
-from isoflop.quantity.units import format_bytes, format_exact, format_value
+from isoflop.quantity.units import format_exact, format_si, format_value
 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), align: str = "") -> str:
@@ -80,28 +80,51 @@ def footer(nodes: Iterable[Node]) -> str:
     1 assumption:
       mfu = 0.4  (0.3 to 0.5)  share of the peak reached
     """
-    symbols: dict[str, Symbol] = {}
-    for node in nodes:
-        symbols.update({s.name: s for s in node.assumptions})
-    if not symbols:
-        return "no assumptions: exact arithmetic on the spec"
-    rows = [[f"  {s.name} = {_plain(s, s.given)}", _spread(s), s.meaning] for s in symbols.values()]
+    used = {s.name: s for node in nodes for s in node.total.symbols().values()}
+    assumed = [s for s in used.values() if s.basis is Basis.ASSUMED]
+    stated = [s for s in used.values() if s.basis is Basis.DATASHEET]
+    lines = [_assumed(assumed)] if assumed else []
+    if stated:
+        lines.append(f"from the catalogue: {', '.join(map(_stated, stated))}")
+    return "\n".join(lines) or "no assumptions: exact arithmetic on the spec"
+
+
+def _assumed(symbols: Sequence[Symbol]) -> str:
+    rows = [
+        [f"  {s.name} = {symbol_text(s, s.given)}", _spread(s), s.meaning or s.source]
+        for s in symbols
+    ]
     count = f"{len(symbols)} assumption{'s' if len(symbols) > 1 else ''}:"
     return f"{count}\n{table(rows)}"
 
 
-def _plain(symbol: Symbol, value: Value | None) -> str:
-    """A value of a symbol; the start of a name says what is bytes."""
+def _stated(symbol: Symbol) -> str:
+    return f"{symbol.name} = {symbol_text(symbol, symbol.given)} {_spread(symbol)}".rstrip()
+
+
+#: The unit of a symbol, by how its name begins; the longer beginning first.
+UNITS = {"flops_per_second_": "FLOP/s", "bytes_per_second_": "B/s", "bytes_": "B"}
+
+
+def symbol_text(symbol: Symbol, value: Value | None) -> str:
+    """A value of a symbol, in the unit that its name begins with.
+
+    >>> symbol_text(Symbol("bytes_per_second_link", 4.5e11), 4.5e11)
+    '450 GB/s'
+    """
     if value is None:
         return "free"
-    size = symbol.name.startswith("bytes_") and "_per_" not in symbol.name
-    return format_bytes(value) if size else f"{float(value):g}"
+    units = (unit for start, unit in UNITS.items() if symbol.name.startswith(start))
+    unit = "W" if symbol.name == "watts" else next(units, "")
+    return format_si(value, unit) if unit else f"{float(value):,.6g}"
 
 
 def _spread(symbol: Symbol) -> str:
     if symbol.spread is None:
         return ""
-    return f"({_plain(symbol, symbol.spread.low)} to {_plain(symbol, symbol.spread.high)})"
+    return (
+        f"({symbol_text(symbol, symbol.spread.low)} to {symbol_text(symbol, symbol.spread.high)})"
+    )
 
 
 def describe_bases(bases: Iterable[Basis]) -> str:
