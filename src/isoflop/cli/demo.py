@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from isoflop.cli.options import Json, Real
+from isoflop.cli.options import Count, Json, Real
 from isoflop.cli.output import SCHEMA, emit, note, say
 from isoflop.cli.progress import bar
 from isoflop.errors import InputError, Problem
@@ -35,7 +35,7 @@ def demo(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("demo-out"),
     minutes: Real = 4.0,
-    threads: int | None = None,
+    threads: Count | None = None,
     as_json: Json = False,
 ) -> None:
     """The whole loop on this machine, in minutes.

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 from cyclopts import Parameter
 
-from isoflop.cli.options import Count, Json, Real, load_model
+from isoflop.cli.options import Count, Json, Real, load_model, reader
 from isoflop.cli.output import emit, say
 from isoflop.cli.plan import On, numbers
 from isoflop.errors import InputError, Problem
 from isoflop.hardware import Cluster, parse_cluster
 from isoflop.plan import Layout, TrainPlan, plan_train
 from isoflop.plan.quoted import Figure, Quoted, machines
-from isoflop.quantity.units import format_bytes, format_exact, format_value
+from isoflop.quantity.units import format_bytes, format_exact, format_value, parse_whole
 from isoflop.report.text import footer, table, tree
 
+#: A ZeRO stage; `Layout` says which there are.
+Stage: TypeAlias = Annotated[Literal[0, 1, 2, 3], reader(parse_whole)]
 #: Refused layouts shown in text; JSON has them all.
 MOST_REFUSED = 3
 
@@ -48,13 +50,13 @@ class Split:
         Split what lies between tensor-parallel matrices over the sequence.
     """
 
-    tp: int | None = None
-    pp: int | None = None
-    cp: int | None = None
-    ep: int | None = None
-    dp: int | None = None
-    zero: Literal[0, 1, 2, 3] | None = None
-    virtual: int | None = None
+    tp: Count | None = None
+    pp: Count | None = None
+    cp: Count | None = None
+    ep: Count | None = None
+    dp: Count | None = None
+    zero: Stage | None = None
+    virtual: Count | None = None
     sequence_parallel: bool = True
 
     def layout(self, cluster: Cluster, micro_batch: int) -> Layout | None:
