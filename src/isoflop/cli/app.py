@@ -6,6 +6,7 @@ feasible, a stated limit is missed, or derived and built disagree.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -84,6 +85,7 @@ def build() -> App:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
+    _suit_terminal()
     try:
         code = build()(arguments, result_action="return_value")
     except CycloptsError as error:
@@ -105,6 +107,14 @@ def run(arguments: Sequence[str] | None = None) -> None:
         _say_errors("stopped by the user")
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _suit_terminal() -> None:
+    """Print what a narrow code page lacks as an escape, and help in no less than 20 columns."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if os.environ.get("COLUMNS", "20") in map(str, range(20)):
+        os.environ["COLUMNS"] = "20"
 
 
 def _one_line(error: CycloptsError) -> str:

@@ -184,7 +184,7 @@ def check_stated(stated: Mapping[str, object], *, run: bool) -> None:
     bad = []
     if not run:
         rule, hint = "goes with --run", "add --run, or leave it out"
-        bad = [Problem(f"--{name}", value, rule, hint) for name, value in stated.items()]
+        bad = [Problem(f"--{name}", str(value), rule, hint) for name, value in stated.items()]
     elif "profile" in stated and "threads" in stated:
         rule, hint = "is not given with --profile", "a profile says how many threads it measured"
         bad = [Problem("--threads", stated["threads"], rule, hint)]
