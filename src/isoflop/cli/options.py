@@ -13,9 +13,7 @@ from isoflop.errors import UnknownName
 from isoflop.quantity.units import parse_count, parse_real, parse_seconds, parse_whole
 
 
-def reader(parse: Callable[[str, str], Any]) -> Parameter:
-    """An option that `parse` reads, told the text and the option's name."""
-
+def _reader(parse: Callable[[str, str], Any]) -> Parameter:
     def convert(_type: Any, tokens: Sequence[Token]) -> Any:
         token = tokens[0]
         return parse(token.value, token.keyword or "argument")
@@ -38,15 +36,15 @@ def parse_precision(text: str, field: str = "precision") -> Precision:
 
 
 #: A whole number with an optional suffix: 300e9, 300B, 2048.
-Count: TypeAlias = Annotated[int, reader(parse_count)]
+Count: TypeAlias = Annotated[int, _reader(parse_count)]
 #: A whole number from 0, in the same words. A plain `int` would take 2.5 for 2.
-Whole: TypeAlias = Annotated[int, reader(parse_whole)]
+Whole: TypeAlias = Annotated[int, _reader(parse_whole)]
 #: A positive real number: 3.15e23, 0.4, 2.5M.
-Real: TypeAlias = Annotated[float, reader(parse_real)]
+Real: TypeAlias = Annotated[float, _reader(parse_real)]
 #: A duration: 500ms, 30s.
-Duration: TypeAlias = Annotated[float, reader(parse_seconds)]
+Duration: TypeAlias = Annotated[float, _reader(parse_seconds)]
 #: fp32, bf16, fp16, fp8, int8, int4.
-Stored: TypeAlias = Annotated[Precision, reader(parse_precision)]
+Stored: TypeAlias = Annotated[Precision, _reader(parse_precision)]
 #: Print one JSON object on stdout instead of text.
 Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Literal, TypeAlias
 
 from cyclopts import Parameter
 
-from isoflop.cli.options import Count, Json, Real, load_model, reader
+from isoflop.cli.options import Count, Json, Real, Whole, load_model
 from isoflop.cli.output import emit, say
 from isoflop.cli.plan import On, numbers
 from isoflop.errors import InputError, Problem
 from isoflop.hardware import Cluster, parse_cluster
 from isoflop.plan import Layout, TrainPlan, plan_train
 from isoflop.plan.quoted import Figure, Quoted, machines
-from isoflop.quantity.units import format_bytes, format_exact, format_value, parse_whole
+from isoflop.quantity.units import format_bytes, format_exact, format_value
 from isoflop.report.text import footer, table, tree
 
-#: A ZeRO stage; `Layout` says which there are.
-Stage: TypeAlias = Annotated[Literal[0, 1, 2, 3], reader(parse_whole)]
 #: Refused layouts shown in text; JSON has them all.
 MOST_REFUSED = 3
 
@@ -55,7 +52,7 @@ class Split:
     cp: Count | None = None
     ep: Count | None = None
     dp: Count | None = None
-    zero: Stage | None = None
+    zero: Whole | None = None
     virtual: Count | None = None
     sequence_parallel: bool = True
 
