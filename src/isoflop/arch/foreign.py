@@ -59,9 +59,10 @@ def read_file(path: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(where, [Problem("path", where, "can be read", str(reason))]) from None
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise InputError(where, [Problem("path", where, "is an ordinary file")])
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise InputError(where, [Problem("path", where, "is an ordinary file")])
+    with os.fdopen(handle, "rb") as file:  # refuses a folder, hence after the check
         data = file.read(MAX_BYTES + 1)
     check_size(data, where)
     return data

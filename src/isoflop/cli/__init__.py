@@ -7,6 +7,9 @@ loaded when their command runs; options.py reads what people type; output.py pri
 
 def main() -> None:
     """Entry point of the `isoflop` script."""
-    from isoflop.cli.app import run
+    try:
+        from isoflop.cli.app import run
 
-    run()
+        run()
+    except KeyboardInterrupt:  # while it was still being loaded
+        raise SystemExit(130) from None

@@ -6,6 +6,8 @@ feasible, a stated limit is missed, or derived and built disagree.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from isoflop import __version__
-from isoflop.errors import InputError, IsoflopError
+from isoflop.errors import Infeasible, InputError, IsoflopError
 
 SUMMARY = "Write down a language model once: count it, plan it, build it, train it, check it."
 
@@ -60,6 +62,9 @@ PLANS = {
 #: optional packages, and the extra that installs each
 EXTRAS = {"torch": "train", "safetensors": "train"}
 
+#: What a full disk behind `isoflop count MODEL > FILE` says.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 
 def build() -> App:
     """The whole command line, nothing heavy imported."""
@@ -84,8 +89,11 @@ def build() -> App:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
+    _suit_terminal()
     try:
         code = build()(arguments, result_action="return_value")
+        if sys.stdout is not None:  # closed by the shell: >&-
+            sys.stdout.flush()
     except CycloptsError as error:
         _say_errors(_one_line(error))
         code = InputError.exit_code
@@ -99,12 +107,31 @@ def run(arguments: Sequence[str] | None = None) -> None:
         code = InputError.exit_code
     except BrokenPipeError:
         # The reader left (`isoflop models | head`): nothing is wrong, and nothing more to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         code = 0
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _drop_output()
+        _say_errors(f"the output could not be written: {error.strerror}")
+        code = Infeasible.exit_code
     except KeyboardInterrupt:
         _say_errors("stopped by the user")
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _drop_output() -> None:
+    """Nothing more reaches stdout, so that Python's own last flush cannot fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _suit_terminal() -> None:
+    """Print what a narrow code page lacks as an escape, and help in no less than 20 columns."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if os.environ.get("COLUMNS", "20") in map(str, range(20)):
+        os.environ["COLUMNS"] = "20"
 
 
 def _one_line(error: CycloptsError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,7 +39,7 @@ OPERATORS_SHOWN = 12
 def calibrate_command(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("profile.json"),
-    threads: int | None = None,
+    threads: Count | None = None,
     seconds: Duration = SECONDS_CALIBRATE,
     as_json: Json = False,
 ) -> None:
@@ -125,10 +126,10 @@ def check(
     /,
     *,
     run: Annotated[bool, Parameter(negative="")] = False,
-    batch: Count = 8,
+    batch: Count | None = None,
     seq_len: Count | None = None,
     profile: Path | None = None,
-    threads: int | None = None,
+    threads: Count | None = None,
     as_json: Json = False,
 ) -> None:
     """Hold derived numbers against the built module, and a real run.
@@ -140,7 +141,7 @@ def check(
     run
         Also train a few steps here: seconds and memory, predicted and measured.
     batch
-        Sequences per step of that run.
+        Sequences per step of that run; 8 when not given.
     seq_len
         Tokens per sequence of that run; 128, or the model's longest context if shorter.
     profile
@@ -150,7 +151,10 @@ def check(
     """
     from isoflop.check.agree import agree
 
+    stated = {"batch": batch, "seq-len": seq_len, "profile": profile, "threads": threads}
+    check_stated({name: value for name, value in stated.items() if value is not None}, run=run)
     arch = load_model(model)
+    known = None if profile is None else read_profile(profile)
     rows = agree(arch)
     wrong = [row for row in rows if not row.equal]
     data: dict[str, Any] = {
@@ -158,7 +162,7 @@ def check(
         "rows": [row.to_json() for row in rows],
         "disagreements": len(wrong),
     }
-    ran = run_here(arch, batch, seq_len, profile, threads) if run else None
+    ran = run_here(arch, batch or 8, seq_len, known, threads) if run else None
     if ran is not None:
         data |= run_json(ran)
     if as_json:
@@ -171,8 +175,25 @@ def check(
         raise Infeasible(f"{arch.name}: {len(wrong)} of {len(rows)} numbers disagree")
 
 
+def check_stated(stated: Mapping[str, object], *, run: bool) -> None:
+    """Refuse what would be ignored: options of a run that is not asked for, threads twice.
+
+    Raises:
+        InputError: such an option is given; all of them are listed.
+    """
+    bad = []
+    if not run:
+        rule, hint = "goes with --run", "add --run, or leave it out"
+        bad = [Problem(f"--{name}", str(value), rule, hint) for name, value in stated.items()]
+    elif "profile" in stated and "threads" in stated:
+        rule, hint = "is not given with --profile", "a profile says how many threads it measured"
+        bad = [Problem("--threads", stated["threads"], rule, hint)]
+    if bad:
+        raise InputError("check", bad)
+
+
 def run_here(
-    arch: Arch, batch: int, seq_len: int | None, profile: Path | None, threads: int | None
+    arch: Arch, batch: int, seq_len: int | None, profile: Profile | None, threads: int | None
 ) -> RunCheck:
     """Predict and measure a real run.
 
@@ -188,7 +209,7 @@ def run_here(
     if length > arch.max_seq_len:
         rule = f"is at most {arch.name}'s longest context, {arch.max_seq_len}"
         raise InputError("check", [Problem("--seq-len", length, rule)])
-    known = measure(threads, SECONDS_CALIBRATE) if profile is None else read_profile(profile)
+    known = measure(threads, SECONDS_CALIBRATE) if profile is None else profile
     needed = peak_memory(arch, Workload.train(batch, length), known).value
     there = known.machine.bytes_memory
     if needed > SHARE_OF_MEMORY * there:

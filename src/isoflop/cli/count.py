@@ -121,7 +121,7 @@ def count(
     precision: Stored = Precision.BF16,
     training: Annotated[bool, Parameter(negative="")] = False,
     lora: Count | None = None,
-    lora_targets: str = "q,v",
+    lora_targets: str | None = None,
     qlora: Annotated[bool, Parameter(negative="")] = False,
     as_json: Json = False,
 ) -> None:
@@ -143,7 +143,8 @@ def count(
     lora
         Rank of low-rank updates: memory of fine-tuning them, and how many parameters train.
     lora_targets
-        Matrices that get an update, by path or its end: q,v or attention/q,feed_forward/up.
+        Matrices that get an update, by path or its end: q,v or attention/q,feed_forward/up; q,v when
+        not given.
     qlora
         Store the base in nf4 with double quantization; needs --lora.
     """
@@ -156,19 +157,24 @@ def count(
     return say(render(counted))
 
 
-def read_tuning(rank: int | None, targets: str, *, qlora: bool) -> Tuning | None:
+def read_tuning(rank: int | None, targets: str | None, *, qlora: bool) -> Tuning | None:
     """Fine-tuning as the options say it.
 
     Raises:
-        InputError: a quantised base without updates to train.
+        InputError: a quantised base, or targets, without updates to train.
     """
     if rank is None:
-        if qlora:
-            raise InputError(
-                "count", [Problem("--qlora", qlora, "goes with --lora RANK", "add --lora 16")]
-            )
+        stated = {"--lora-targets": targets, "--qlora": qlora or None}
+        bad = [
+            Problem(name, value, "goes with --lora RANK", "add --lora 16")
+            for name, value in stated.items()
+            if value is not None
+        ]
+        if bad:
+            raise InputError("count", bad)
         return None
-    names = tuple(name.strip() for name in targets.split(",") if name.strip())
+    said = "q,v" if targets is None else targets
+    names = tuple(name.strip() for name in said.split(",") if name.strip())
     return Tuning(Lora(rank, names), "nf4-dq" if qlora else None)
 
 
@@ -187,14 +193,23 @@ def count_all(
         InputError: a context longer than the model has positions for, or a precision
             that training cannot store weights in.
     """
-    if seq_len > arch.max_seq_len:
-        rule = f"is at most {arch.name}'s longest context, {arch.max_seq_len}"
-        raise InputError("count", [Problem("--seq-len", seq_len, rule)])
-    workload = Workload.train(batch, seq_len)
+    workload = workload_of(arch, seq_len, batch)
     memory = _memory(arch, workload, precision, training=training, tuning=tuning)
     return Counted(
         arch, workload, precision, params(arch), flops_forward(arch, workload), memory, tuning
     )
+
+
+def workload_of(arch: Arch, seq_len: int, batch: int) -> Workload:
+    """Whole sequences that the model has positions for.
+
+    Raises:
+        InputError: they are longer than the model's longest context.
+    """
+    if seq_len > arch.max_seq_len:
+        rule = f"is at most {arch.name}'s longest context, {arch.max_seq_len}"
+        raise InputError("command line", [Problem("--seq-len", seq_len, rule)])
+    return Workload.train(batch, seq_len)
 
 
 def _memory(
@@ -296,7 +311,7 @@ def explain(
         How weights are stored: fp32, bf16, fp16, fp8, int8, int4.
     """
     arch = load_model(model)
-    workload = Workload.train(batch, seq_len or arch.max_seq_len)
+    workload = workload_of(arch, seq_len or arch.max_seq_len, batch)
     found = list(find_everywhere(arch, workload, precision, path))
     data = [f.to_json() for f in found]
     if as_json:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from isoflop.cli.options import Json, Real
+from isoflop.cli.options import Count, Json, Real
 from isoflop.cli.output import SCHEMA, emit, note, say
 from isoflop.cli.progress import bar
 from isoflop.errors import InputError, Problem
@@ -35,7 +35,7 @@ def demo(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("demo-out"),
     minutes: Real = 4.0,
-    threads: int | None = None,
+    threads: Count | None = None,
     as_json: Json = False,
 ) -> None:
     """The whole loop on this machine, in minutes.
@@ -71,10 +71,11 @@ def prepare(output: Path) -> Path:
     import shutil
 
     report = output / "demo.json"
-    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not report.exists())):
-        rule = "is a new directory, or one that an earlier demo wrote"
-        raise InputError("demo", [Problem("--output", str(output), rule, "choose another with -o")])
     try:
+        if not _is_free(output):
+            rule = "is a new directory, or one that an earlier demo wrote"
+            problem = Problem("--output", str(output), rule, "choose another with -o")
+            raise InputError("demo", [problem])
         if output.exists():
             shutil.rmtree(output)
         output.mkdir(parents=True)
@@ -84,6 +85,13 @@ def prepare(output: Path) -> Path:
         problem = Problem("--output", str(output), "can be made", error.strerror or "")
         raise InputError("demo", [problem]) from None
     return output
+
+
+def _is_free(output: Path) -> bool:
+    """Whether nothing of anybody else's stands there."""
+    if not output.exists():
+        return True
+    return output.is_dir() and ((output / "demo.json").exists() or not any(output.iterdir()))
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from isoflop.cli.options import Json
 from isoflop.cli.output import emit, say
-from isoflop.errors import UnknownName
+from isoflop.errors import InputError, Problem, UnknownName
 from isoflop.hardware import Chip, Node, find, find_node, look_up, names, node_names
 from isoflop.quantity import Symbol
 from isoflop.quantity.units import format_bytes, format_si
@@ -39,8 +39,12 @@ def chosen(name: str | None, vendor: str | None) -> tuple[list[Chip], list[Node]
 
     Raises:
         UnknownName: no such accelerator, node or vendor.
+        InputError: a name and a vendor: one of them would be ignored.
     """
     if name is not None:
+        if vendor is not None:
+            problem = Problem("--vendor", vendor, "is not given together with a name")
+            raise InputError("hardware", [problem])
         found = look_up(name)
         return ([found.chip_inside], [found]) if isinstance(found, Node) else ([found], [])
     chips, nodes = [find(n) for n in names()], [find_node(n) for n in node_names()]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from isoflop.cli.options import Json, Real
+from isoflop.cli.options import Json, Real, Whole
 from isoflop.cli.output import SCHEMA, check_output, emit, note, say
 from isoflop.errors import InputError, Problem
 from isoflop.laws import Law, find_law, published_laws, read_runs
+from isoflop.laws.form import PARAMETERS
 from isoflop.quantity.units import format_count, format_si, parse_real
 from isoflop.report.text import table
 from isoflop.runs import write_whole
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 #: Budgets that `isoflop laws` shows optima for: from a desktop's week to the largest runs.
 BUDGETS = (1e18, 1e20, 1e22, 5.76e23, 1e25)
-LARGEST_LAW_FILE = 2**24
 
 
 def laws(*, as_json: Json = False) -> None:
@@ -68,9 +68,9 @@ def fit(
     tokens: str = "tokens",
     flops: str = "flops",
     loss: str = "loss",
-    drop_worst: int = 0,
-    bootstrap: int = 200,
-    seed: int = 0,
+    drop_worst: Whole = 0,
+    bootstrap: Whole = 200,
+    seed: Whole = 0,
     at: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     as_json: Json = False,
@@ -105,6 +105,7 @@ def fit(
     if output is not None:
         check_output(output, "law")
     wanted = [_read_point(text) for text in at]
+    check_size([n for n, _ in wanted], [d for _, d in wanted])
     runs = read_runs(file, params=params, tokens=tokens, flops=flops, loss=loss)
     result = fit_law(
         runs.params, runs.tokens, runs.loss, bootstrap=bootstrap, seed=seed, drop_worst=drop_worst
@@ -198,10 +199,7 @@ def predict(
         case _:
             rule = "is given as --params with --tokens, or as --flops alone"
             raise InputError("predict", [Problem("size", "missing or mixed", rule)])
-    wild = [name for name, value in data.items() if not math.isfinite(value)]
-    if wild:
-        rule = f"gives a finite {' and '.join(wild)} at this size"
-        raise InputError("predict", [Problem("law", law, rule, "look at its numbers")])
+    check_size([data["params"]], [data["tokens"]])
     if as_json:
         return emit("predict", {"law": form.to_json(), **data})
     shown = [[f"  {name}", _in_words(name, value)] for name, value in data.items()]
@@ -219,20 +217,33 @@ def _in_words(name: str, value: float) -> str:
             return f"{value:.4g}"
 
 
+def check_size(params: Sequence[float], tokens: Sequence[float]) -> None:
+    """Refuse sizes that are none: a law would give even them a loss.
+
+    Raises:
+        InputError: less than one parameter or token.
+    """
+    bad = [Problem("params", n, "is at least 1") for n in params if n < 1]
+    bad += [Problem("tokens", d, "is at least 1") for d in tokens if d < 1]
+    if bad:
+        raise InputError("predict", bad)
+
+
 def read_law(text: str) -> Law:
     """A law by published name, or from a file that `isoflop fit -o` wrote."""
+    from isoflop.arch.foreign import parse_json, read_file
+
     path = Path(text)
     if not text.endswith(".json"):
         return find_law(text)
-    try:
-        with path.open("rb") as file:
-            data = json.loads(file.read(LARGEST_LAW_FILE))["law"]
-        convention = data["params_convention"]
-        A, B, E, alpha, beta = (float(data[name]) for name in ("A", "B", "E", "alpha", "beta"))
-    except (OSError, ArithmeticError, ValueError, LookupError, TypeError, RecursionError):
-        rule = "is a JSON file that `isoflop fit -o` wrote, its numbers finite"
-        raise InputError("predict", [Problem("law", text, rule)]) from None
+    data = parse_json(read_file(path), text).get("law")
+    if not isinstance(data, dict) or not {*PARAMETERS, "params_convention"} <= data.keys():
+        rule = f"holds {', '.join(PARAMETERS)} and params_convention, as `isoflop fit -o` writes"
+        raise InputError(text, [Problem("law", "missing" if data is None else data, rule)])
+    numbers = {name: data[name] for name in PARAMETERS}
     return Law(
-        A, B, E, alpha, beta,
-        name=path.stem, source=f"fitted, {path}", params_convention=convention,
-    )  # fmt: skip
+        **numbers,
+        name=path.stem,
+        source=f"fitted, {path}",
+        params_convention=data["params_convention"],
+    )

@@ -10,7 +10,7 @@ from cyclopts import Parameter, Token
 from isoflop.arch import Arch
 from isoflop.count import Precision
 from isoflop.errors import UnknownName
-from isoflop.quantity.units import parse_count, parse_real, parse_seconds
+from isoflop.quantity.units import parse_count, parse_real, parse_seconds, parse_whole
 
 
 def _reader(parse: Callable[[str, str], Any]) -> Parameter:
@@ -37,6 +37,8 @@ def parse_precision(text: str, field: str = "precision") -> Precision:
 
 #: A whole number with an optional suffix: 300e9, 300B, 2048.
 Count: TypeAlias = Annotated[int, _reader(parse_count)]
+#: A whole number from 0, in the same words. A plain `int` would take 2.5 for 2.
+Whole: TypeAlias = Annotated[int, _reader(parse_whole)]
 #: A positive real number: 3.15e23, 0.4, 2.5M.
 Real: TypeAlias = Annotated[float, _reader(parse_real)]
 #: A duration: 500ms, 30s.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +36,36 @@ def check_output(path: Path, kind: str = "") -> None:
     An existing file may be replaced only where it is JSON of isoflop that holds `kind`.
 
     Raises:
-        InputError: no such folder, a folder itself, or a file that is not ours.
+        InputError: no such folder, one not to be written in, a folder itself, a name that is
+            none, or a file that is not ours.
     """
-    if path.is_dir() or not path.parent.is_dir():
-        rule = "is a file in a folder that exists"
-    elif path.exists() and not _is_ours(path, kind):
-        rule = f"is a new file, or one that isoflop wrote{f' with {kind}' if kind else ''}"
-    else:
-        return
-    problem = Problem("--output", str(path), rule, "nothing was written")
-    raise InputError("command line", [problem])
+    rule, hint = _broken_rule(path, kind)
+    if rule:
+        problem = Problem("--output", str(path), rule, f"{hint}nothing was written")
+        raise InputError("command line", [problem])
+
+
+def _broken_rule(path: Path, kind: str) -> tuple[str, str]:
+    """The rule that a place to write breaks, and what the system says; two empty texts if none."""
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            return "is a file in a folder that exists", ""
+        if path.exists() and not _is_ours(path, kind):
+            return f"is a new file, or one that isoflop wrote{f' with {kind}' if kind else ''}", ""
+        # Some folders let one ask whether they can be written and yet refuse: so one is tried.
+        with tempfile.TemporaryFile(dir=path.parent):
+            return "", ""
+    except (OSError, ValueError) as error:  # a name too long, with a NUL, or in a closed folder
+        return "can be written", f"{getattr(error, 'strerror', None) or error}; "
 
 
 def _is_ours(path: Path, kind: str) -> bool:
+    """Only of an ordinary file: others may block, or never end."""
+    if not path.is_file():
+        return False
     try:
-        data = json.loads(path.read_bytes()[:LARGEST_OUTPUT])
+        with path.open("rb") as file:
+            data = json.loads(file.read(LARGEST_OUTPUT))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(data, dict) and data.get("schema") == SCHEMA and kind in data

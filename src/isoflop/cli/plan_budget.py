@@ -173,9 +173,18 @@ def check_days(plan: BudgetPlan) -> None:
     share = limit / days
     raise Infeasible(
         f"{days:.4g} days exceed the limit of {limit:g}\n"
-        f"what would help: {share:.0%} of this budget, or about "
-        f"{plan.ask.cluster.count / share:.0f} such accelerators"
+        f"what would help: {format_share(share)} of this budget, or about "
+        f"{format_count(plan.ask.cluster.count / share)} such accelerators"
     )
+
+
+def format_share(share: float) -> str:
+    """A share in whole percent, in two digits where that would be none.
+
+    >>> format_share(0.5), format_share(0.000123)
+    ('50%', '0.012%')
+    """
+    return f"{share:.0%}" if share >= 0.01 else f"{100 * share:.2g}%"
 
 
 def render_budget(plan: BudgetPlan) -> str:

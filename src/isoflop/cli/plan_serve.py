@@ -35,7 +35,7 @@ def plan_serve_command(
     precision: str = "bf16",
     kv_precision: Stored | None = None,
     page: Count | None = None,
-    tp: int | None = None,
+    tp: Count | None = None,
     ttft: Duration | None = None,
     tpot: Duration | None = None,
     price: Real | None = None,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
 from cyclopts import Parameter
 
-from isoflop.cli.options import Count, Json, Real, load_model
+from isoflop.cli.options import Count, Json, Real, Whole, load_model
 from isoflop.cli.output import emit, say
 from isoflop.cli.plan import On, numbers
 from isoflop.errors import InputError, Problem
@@ -48,13 +47,13 @@ class Split:
         Split what lies between tensor-parallel matrices over the sequence.
     """
 
-    tp: int | None = None
-    pp: int | None = None
-    cp: int | None = None
-    ep: int | None = None
-    dp: int | None = None
-    zero: Literal[0, 1, 2, 3] | None = None
-    virtual: int | None = None
+    tp: Count | None = None
+    pp: Count | None = None
+    cp: Count | None = None
+    ep: Count | None = None
+    dp: Count | None = None
+    zero: Whole | None = None
+    virtual: Count | None = None
     sequence_parallel: bool = True
 
     def layout(self, cluster: Cluster, micro_batch: int) -> Layout | None:

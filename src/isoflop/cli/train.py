@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +14,13 @@ from isoflop.arch import Arch
 from isoflop.cli.options import Json, load_model
 from isoflop.cli.output import emit, note, say
 from isoflop.cli.progress import bar
-from isoflop.count import Workload, flops_training
+from isoflop.count import (
+    TRAINING_STATES,
+    Precision,
+    Workload,
+    flops_training,
+    memory_training,
+)
 from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.quantity.units import format_bytes, format_exact, format_seconds
 from isoflop.report.text import table
@@ -41,9 +49,10 @@ def train(
 
     said = read_recipe(recipe)
     arch = read_model(said.model, recipe)
-    corpus = read_corpus(said.data)
     folder = output or Path("runs") / recipe.stem
     work = Workload.train(said.batch_size, said.seq_len)
+    check_memory(arch, work, said.precision)
+    corpus = read_corpus(said.data)
     flops_per_token = float(flops_training(arch, work).value) / said.tokens_per_step
     with bar(recipe.stem, said.steps) as advance:
 
@@ -72,6 +81,27 @@ def train(
     if result.state != "finished":
         note("run the same command again to go on")
         raise Infeasible(f"the run is {result.state}: {result.reason}")
+
+
+def check_memory(arch: Arch, work: Workload, precision: str) -> None:
+    """Refuse a step that cannot fit: the system would kill the run without a word.
+
+    Only what the trainer surely holds is counted: weights, Adam's state and what is saved for the
+    backward pass, which autocast keeps in bf16. `isoflop check --run` predicts the peak.
+
+    Raises:
+        Infeasible: this machine has less memory; the message says how much is needed.
+    """
+    state = TRAINING_STATES["fp32"]
+    saved = replace(state, activation=Precision(precision))
+    tree = memory_training(arch, work, saved)
+    needed = tree.value - tree.find("bytes_grads").value
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise Infeasible(
+            f"a training step of {arch.name} takes {format_bytes(needed)}, more than this "
+            f"machine's {format_bytes(there)}; try a smaller model, batch_size or seq_len"
+        )
 
 
 def read_model(model: str | Mapping[str, Any], recipe: Path) -> Arch:

@@ -11,8 +11,9 @@ from isoflop.hardware.catalog import look_up
 from isoflop.hardware.chip import Chip
 from isoflop.hardware.node import MOST_CHIPS, Node, whole
 from isoflop.quantity import Symbol
+from isoflop.quantity.units import GROUPED
 
-_TEXT = re.compile(r"(?:([0-9][0-9_,]{0,11})x)?(\S.*)", re.IGNORECASE)
+_TEXT = re.compile(rf"(?:({GROUPED})x)?(\S.*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from isoflop.errors import Infeasible, InputError, Problem
-from isoflop.laws.form import FLOPS_PER_PARAM_TOKEN, Allocation, Law, require
+from isoflop.laws.form import FLOPS_PER_PARAM_TOKEN, LARGEST_LOG, Allocation, Law, require
 
 #: FLOPs of a forward pass per parameter and token: Kaplan 2020 (2001.08361), section 2.1.
 FLOPS_PER_PARAM_TOKEN_SERVED = 2.0
@@ -115,8 +115,9 @@ def params_for(law: Law, tokens: float) -> float:
     7000000000
     """
     require(law.name, tokens=tokens)
-    tilt = math.log(law.alpha * law.A) - math.log(law.beta * law.B)
-    return math.exp((tilt + law.beta * math.log(tokens)) / law.alpha)
+    tilt = math.log(law.alpha) + math.log(law.A) - math.log(law.beta) - math.log(law.B)
+    power = (tilt + law.beta * math.log(tokens)) / law.alpha
+    return math.exp(max(-LARGEST_LOG, min(LARGEST_LOG, power)))
 
 
 def _worth(amount: float, unique: float, repeats: float) -> float:

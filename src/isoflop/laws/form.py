@@ -88,8 +88,18 @@ class Law:
         return self._loss(params, tokens)
 
     def _loss(self, params: float, tokens: float) -> float:
-        excess: float = self.A / params**self.alpha + self.B / tokens**self.beta
+        try:
+            excess: float = self.A / params**self.alpha + self.B / tokens**self.beta
+        except ArithmeticError:  # a power past the largest float, or below the least
+            excess = math.inf
+        if not excess < math.inf:
+            raise self._unwritable()
         return self.E + excess
+
+    def _unwritable(self) -> InputError:
+        numbers = ", ".join(f"{name}={getattr(self, name):g}" for name in PARAMETERS)
+        rule = "gives sizes and losses that can be written"
+        return InputError(self.name, [Problem("law", numbers, rule, "look at its numbers")])
 
     def optimum(
         self, flops: float, flops_per_param_token: float = FLOPS_PER_PARAM_TOKEN
@@ -101,9 +111,11 @@ class Law:
         require(self.name, flops=flops, flops_per_param_token=flops_per_param_token)
         product = flops / flops_per_param_token
         both = self.alpha + self.beta
-        balance = (math.log(self.alpha * self.A) - math.log(self.beta * self.B)) / both
-        params = math.exp(balance + self.params_exponent * math.log(product))
-        return self._allocation(params, product / params)
+        tilt = math.log(self.alpha) + math.log(self.A) - math.log(self.beta) - math.log(self.B)
+        params = tilt / both + self.params_exponent * math.log(product)
+        if not abs(params) < LARGEST_LOG:
+            raise self._unwritable()
+        return self._allocation(math.exp(params), product / math.exp(params))
 
     def optimum_for_loss(self, loss: float) -> Allocation:
         """The cheapest parameters and tokens that reach `loss`.

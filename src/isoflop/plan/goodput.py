@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from isoflop.errors import InputError, Problem
+from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.plan.assumed import (
     HOST_RATE,
     HOURS_BETWEEN_FAILURES,
@@ -27,6 +27,7 @@ from isoflop.plan.assumed import (
 )
 from isoflop.quantity import Basis, Expr, Interval, Symbol, expm1, maximum, number, sqrt, where
 from isoflop.quantity.basis import NORMAL_90
+from isoflop.quantity.units import format_seconds
 
 #: How lucky a run is with its failures: the number of standard deviations above the mean.
 LUCK = Symbol(
@@ -36,6 +37,14 @@ LUCK = Symbol(
     Interval(-NORMAL_90, NORMAL_90),
     meaning="chance in the number and the moments of failures, in standard deviations",
 )
+
+
+#: Beyond this many times the time between failures, under 1 % of the time trains.
+MOST_LOST = 5.0
+
+
+class NeverEnds(Infeasible):
+    """Failures come faster than training gets on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +69,29 @@ class Rhythm:
     @property
     def goodput(self) -> Expr:
         """Share of wall time that advances training, in the mean over long runs."""
+        return 1 / self.slowdown
+
+    @property
+    def slowdown(self) -> Expr:
+        """Wall time over training time: one over goodput, a product that never rounds to 0."""
         M, period = self.between_failures, self.interval + self.stall
-        survives = 1 + expm1(-1 * (self.restart + self.lag) / M)
-        return self.interval * survives / (M * expm1(period / M))
+        tries = 1 + expm1((self.restart + self.lag) / M)
+        return M * expm1(period / M) * tries / self.interval
+
+    def check(self) -> None:
+        """Refuse a run that hardly gets on.
+
+        Raises:
+            NeverEnds: what one failure costs is `MOST_LOST` times what lies between two or more.
+        """
+        between = float(self.between_failures.value)
+        lost = float((self.restart + self.lag + self.interval + self.stall).value)
+        if lost > MOST_LOST * between:
+            raise NeverEnds(
+                f"the run never ends: a failure every {format_seconds(between)}, and each takes up "
+                f"to {format_seconds(lost)}; what would help: fewer accelerators, more hours between "
+                "failures, or a faster restart"
+            )
 
     def seconds_wall(self, seconds_training: Expr) -> Expr:
         """Wall time of a run that trains for `seconds_training`, chance included.
@@ -71,7 +100,7 @@ class Rhythm:
         process, taken as normal: each failure costs the restart, the lag and a uniform share
         of a period. First order: right where failures are many and much rarer than checkpoints.
         """
-        mean = seconds_training / self.goodput
+        mean = seconds_training * self.slowdown
         fixed, period = self.restart + self.lag, self.interval + self.stall
         square = fixed * fixed + fixed * period + period * period / 3
         return mean + LUCK * sqrt(mean / self.between_failures * square)

@@ -161,6 +161,11 @@ class Request:
     def fits(self, batch: int, tp: int, pp: int) -> bool:
         return self.per_accelerator(batch, tp, pp).value <= self.chip.bytes_memory.value
 
+    def holds(self, batch: int, tp: int, pp: int) -> bool:
+        """Whether so many sequences fit; the first stage that they do not fit on decides."""
+        stages = (self._stage(1, tp, pp, stage).total for stage in range(pp))
+        return all(_largest(stage, self.chip.bytes_memory.value) >= batch for stage in stages)
+
     def batch_max(self, tp: int, pp: int) -> int:
         """The largest batch that fits: what is held grows by the same for each sequence."""
         stages = [self._stage(1, tp, pp, stage).total for stage in range(pp)]
@@ -206,10 +211,11 @@ def place(request: Request, cluster: Cluster, tp: int | None, batch: int) -> Pla
 
 
 def _found(request: Request, cluster: Cluster, tp: int | None, batch: int) -> Place | None:
+    fewest = request.accelerators_min(batch).value
     for ways, stages in _splits(request, cluster, tp):
-        most = request.batch_max(ways, stages)
-        if most >= batch:
-            return Place(ways, stages, most)
+        # Capacity first, then stage by stage: to weigh all of a deep pipeline takes a while.
+        if ways * stages >= fewest and request.holds(batch, ways, stages):
+            return Place(ways, stages, request.batch_max(ways, stages))
     return None
 
 

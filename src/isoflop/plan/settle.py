@@ -22,7 +22,7 @@ from isoflop.laws import Spread, spread_of
 from isoflop.laws.form import FLOPS_PER_PARAM_TOKEN
 from isoflop.plan.assumed import HOURS_BETWEEN_FAILURES, SECONDS_RESTART, choose
 from isoflop.plan.budget import Ask, BudgetPlan, Choice, Refused
-from isoflop.plan.goodput import Rhythm, rhythm
+from isoflop.plan.goodput import NeverEnds, Rhythm, rhythm
 from isoflop.plan.shard import Recompute
 from isoflop.plan.train import RECOMPUTES, TrainPlan, plan_train
 from isoflop.plan.work import STATES
@@ -134,6 +134,8 @@ def _fitting(ask: Ask, n_params: float, tokens: float) -> Choice:
     """The choice of a size; where it cannot be had, say which can."""
     try:
         return _choice(ask, n_params, tokens)
+    except NeverEnds:
+        raise
     except Infeasible as error:
         help_ = "; ".join(_helps(ask, n_params, tokens))
         raise Infeasible(f"{error}\nwhat would help: {help_}") from None
@@ -184,12 +186,14 @@ def _rhythm(ask: Ask, run: TrainPlan, n_params: int) -> Rhythm:
     state = STATES[run.ask.precision]
     per_param = Symbol("bytes_checkpoint_per_param", state.weights + state.master + 8)
     used = Symbol("n_accelerators_used", run.layout.n_accelerators)
-    return rhythm(
+    beat = rhythm(
         per_param * Symbol("n_params", n_params),
         used,
         hours_between_failures=choose(HOURS_BETWEEN_FAILURES, ask.mtbf_hours),
         seconds_restart=choose(SECONDS_RESTART, ask.seconds_restart),
     )
+    beat.check()
+    return beat
 
 
 def _least_recompute(ask: Ask, arch: Arch, tokens: int, batch: int) -> TrainPlan:

@@ -30,8 +30,10 @@ _DURATIONS = (
     (172_800.0, 86_400.0, "days"), (7200.0, 3600.0, "h"), (120.0, 60.0, "min"), (1.0, 1.0, "s"),
     (1e-3, 1e-3, "ms"), (1e-6, 1e-6, "µs"),
 )  # fmt: skip
+#: Digits, whole or in threes: 2,5 is no number, for it may be meant as two and a half.
+GROUPED = r"(?:[0-9]{1,3}(?:[,_][0-9]{3}){1,13}|[0-9]{1,41})"
 _NUMBER = re.compile(
-    r"([+-]?[0-9][0-9_,]{0,40}(?:\.[0-9]{0,20})?(?:e[+-]?[0-9]{1,3})?)\s*([a-zµ]*)", re.IGNORECASE
+    rf"([+-]?{GROUPED}(?:\.[0-9]{{0,20}})?(?:e[+-]?[0-9]{{1,3}})?)\s*([a-zµ]*)", re.IGNORECASE
 )
 
 
@@ -122,6 +124,15 @@ def parse_count(text: str, field: str = "count") -> int:
     if value.denominator != 1:
         raise _wrong(text, field, "is a whole number", "300e9 or 300B")
     return int(value)
+
+
+def parse_whole(text: str, field: str = "number") -> int:
+    """A whole number from 0, as people write it.
+
+    >>> parse_whole("0"), parse_whole("1e3")
+    (0, 1000)
+    """
+    return 0 if text.strip() == "0" else parse_count(text, field)
 
 
 def parse_bytes(text: str, field: str = "bytes") -> int:

@@ -104,6 +104,9 @@ class ByteCorpus:
         problems, documents = [], []
         for file in files:
             try:
+                if not file.is_file():  # a pipe would wait for a writer, a device never end
+                    problems.append(Problem("data", str(file), "is an ordinary file"))
+                    continue
                 documents.append(_read(file))
             except OSError as error:
                 problems.append(Problem("data", str(file), "can be read", error.strerror or ""))
