@@ -177,13 +177,11 @@ def bigscience(row: Row) -> tuple[float, str]:
     kernels = replace(KERNELS["korthikanti"], statistics=True)
     work = Workload.train(int(row["micro_batch"]), 2048)
     job = Trained(arch, work, TRAINING_STATES["fp16-fp32-main-grads"], row["recompute"], kernels)
-    if n_layers % pp:
-        raise Skip("the layers do not divide by the pipeline's stages")
     dp = int(row["dp"])
     shards = Shards(tp=int(row["tp"]), pp=pp, dp=dp, zero=0 if row["sharding"] == "ZeRO-0" else 1,
                     sequence_parallel=False)  # fmt: skip
     n_micro = max(1, int(row["batch_or_grad_accum"].split()[-1]) // (dp * int(row["micro_batch"])))
-    ends = {0, pp - 1}
+    ends = {0, min(1, pp - 1), pp - 1}  # uneven stages are short at the ends
     return max(
         float(memory_rank(job, shards, n_micro=n_micro, stage=s).value) for s in ends
     ), "allocator"

@@ -49,7 +49,7 @@ from isoflop.count import (
 from isoflop.errors import InputError
 from isoflop.hardware import parse_cluster
 from isoflop.hardware.profile import Profile
-from isoflop.plan import plan_serve, plan_train
+from isoflop.plan import plan_serve
 from isoflop.plan.cost import step_cost
 from isoflop.plan.peak import peak_memory
 from isoflop.quantity.expr import FUNCTIONS
@@ -280,7 +280,6 @@ def test_what_can_only_speak_of_decoders_refuses_towers_by_their_field(
     cluster = parse_cluster("8xh100-sxm")
     profile = object.__new__(Profile)  # never read: the refusal comes first
     asked = (
-        lambda: plan_train(arch, 10**6, cluster, seq_len=8, global_batch=8),
         lambda: plan_serve(arch, cluster, input_tokens=4, output_tokens=4),
         lambda: step_cost(arch, work, profile),
         lambda: peak_memory(arch, work, profile),

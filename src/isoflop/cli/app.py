@@ -40,7 +40,7 @@ COMMANDS = {
 }
 PLANS = {
     "train": (
-        "plan:plan_train_command",
+        "plan_train:plan_train_command",
         "Plan a training run: time, energy, money, memory, layout.",
     ),
     "serve": ("plan:plan_serve_command", "Plan a server: memory, accelerators, times, money."),

@@ -74,6 +74,18 @@ PUE = _assumed(
     source="1.1 in Patterson 2021 (2104.10350) and Touvron 2023; the world's mean is about 1.5",
 )
 
+CARBON = _assumed(
+    "kg_co2e_per_kwh",
+    0.4,
+    spread=(0.06, 0.6),
+    meaning="greenhouse gas of the electricity used, by where the machines stand",
+    source=(
+        "means of the United States: 0.429 in Patterson 2021 (2104.10350), table 4, 0.385 in "
+        "Touvron 2023 (2302.13971), table 15; the world's is about 0.48; sites on wind, water "
+        "or nuclear power lie below 0.1 (0.057 for BLOOM, Luccioni 2022, 2211.02001)"
+    ),
+)
+
 
 def choose(default: Symbol, given: float | None) -> Symbol:
     """The user's number in place of the assumption, or the assumption.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from isoflop.arch import Arch, Experts
+from isoflop.arch import Arch
 from isoflop.count import Precision, Workload, bytes_kv_cache
 from isoflop.count.blocks import Part, describe
 from isoflop.count.flops import last_logits
@@ -84,7 +84,7 @@ class _Fold:
     def node(self, part: Part, kind: str, read: Expr) -> Node:
         """`read` is the share of the part's copies whose weights are touched at all."""
         if part.name == "experts":
-            read = self._experts_read(kind)
+            read = self._experts_read(part, kind)
         if part.parts:
             below = [self.node(p, kind, read) for p in part.parts if _works(p)]
             return branch(part.name, "seconds", below, times=part.times)
@@ -106,11 +106,10 @@ class _Fold:
         weights = operator.elements_weight * self.stored.weights.bytes_each
         return weights * read + operator.elements_moved * each
 
-    def _experts_read(self, kind: str) -> Expr:
+    def _experts_read(self, part: Part, kind: str) -> Expr:
         """Experts that at least one token chose: 1 - (1 - k / E) ^ tokens, routing at random."""
-        spec = self.arch.kinds[kind].feed_forward
-        assert isinstance(spec, Experts)
-        missed = (1 - spec.n_active / spec.n_experts) ** int(self.work.tokens.value)
+        assert part.active is not None
+        missed = (1 - float((part.active / part.times).value)) ** int(self.work.tokens.value)
         meaning = "share of the experts that some token chose, at random routing"
         return Symbol(f"share_experts_read_{kind}", 1 - missed, Basis.MODELLED, meaning=meaning)
 

@@ -37,6 +37,28 @@ class Refusal(Out):
     text: str
 
 
+class QuotedFigure(Out):
+    name: str
+    quoted: Number
+    derived: Number | None
+    difference: float | None
+    not_stated: list[str]
+    formula: str | None
+    numbers: str | None
+
+
+class Quoted(Out):
+    """What one source says that training the model takes."""
+
+    by: str
+    source: str
+    machine: str | None
+    inputs: dict[str, Number | str]
+    flops: Number
+    mfu_implied: float | None
+    figures: list[QuotedFigure]
+
+
 class PlanTrain(Command):
     model: str
     cluster: dict[str, Any]
@@ -52,6 +74,7 @@ class PlanTrain(Command):
     accelerator_hours: float
     days: float
     energy_mwh: float
+    tonnes_co2e: float
     dollars: float
     bytes_per_accelerator: Number
     layout: Layout
@@ -60,6 +83,7 @@ class PlanTrain(Command):
     intervals: dict[str, Interval]
     assumptions: list[Assumption]
     refused: list[Refusal]
+    quoted: list[Quoted]
     breakdown: dict[str, Node]
 
 
