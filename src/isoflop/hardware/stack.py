@@ -30,6 +30,7 @@ class Stack:
         overlaps_tensor: tensor-parallel collectives run beside matrix products.
         overlaps_data: gradients are reduced, and weights gathered, beside backward and forward.
         overlaps_experts: the experts' exchange runs beside another micro-batch's work.
+        once_per_machine: a token goes to a machine once, not once per expert there (DeepEP).
         bytes_grad: bytes per gradient in the reduction over data-parallel copies.
         seconds_host_layer: time that the host needs to issue one dense layer, forward or
             backward; the accelerator waits where it is faster.
@@ -49,6 +50,7 @@ class Stack:
     overlaps_tensor: bool
     overlaps_data: bool
     overlaps_experts: bool
+    once_per_machine: bool
     bytes_grad: int
     seconds_host_layer: Symbol
     seconds_host_experts: Symbol
@@ -113,7 +115,7 @@ def _stack(name: str, row: Mapping[str, Any]) -> Stack:
 
     numbers = ("seconds_host_layer", "seconds_host_experts", "share_elementwise", "residual")
     plain = ("attention", "dropout", "overlaps_tensor", "overlaps_data", "overlaps_experts",
-             "bytes_grad", "source")  # fmt: skip
+             "once_per_machine", "bytes_grad", "source")  # fmt: skip
     return Stack(
         name=name,
         **{field: row[field] for field in plain},

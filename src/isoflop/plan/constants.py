@@ -18,6 +18,8 @@ class Constants:
 
     share_bandwidth: Symbol
     serial_memory: Symbol
+    share_wave_idle: Symbol
+    share_unaligned: Symbol
     share_sustained: Symbol
     share_attention: Symbol
     share_link: Symbol

@@ -9,7 +9,7 @@ from fractions import Fraction
 from isoflop.count.blocks import Part
 from isoflop.count.memory_rank import SPLIT
 from isoflop.count.operators import Core, Gather, Loss, Matmul, Operator, Pointwise
-from isoflop.plan.rates import FLASH_BACKWARD, HEAD_RAMP, KEYS_RAMP, Rates
+from isoflop.plan.rates import ALIGNED, FLASH_BACKWARD, HEAD_RAMP, KEYS_RAMP, Rates
 from isoflop.plan.step_sizes import Sizes, Structure
 from isoflop.quantity import Basis, Expr, Node, branch, leaf, minimum, number
 from isoflop.quantity.expr import product, total
@@ -105,10 +105,11 @@ class RankWork:
         rate = rates.layer if low else rates.full
         into = number(0) if fused_input else op.rows * op.inner
         out, weight = op.rows * op.cols, op.inner * op.cols
-        forward = rates.product(op.flops, (into + weight) * each + 2 * out, rate)
+        forward = rates.product(op.flops, op.inner, (into + weight) * each + 2 * out, rate)
         moved = (2 * out + weight + into) * each + 2 * into
         grads = 2 * self.structure.stack.bytes_grad * weight
-        backward = rates.product(2 * op.flops, moved + grads, rate)
+        depth = op.cols + op.rows
+        backward = rates.product(2 * op.flops, depth, moved + grads, rate)
         if not low:
             return Passes(forward, backward)
         cast = 2 + 2 * each  # read in 16 bits, written by rows and by columns
@@ -133,7 +134,9 @@ class RankWork:
         sides = op.batch * op.heads * (op.queries + op.keys) * op.d_key
         dropped = 5 if self.structure.stack.dropout else 0
         flops = 2 * scores * op.d_key
-        one = self.rates.product(flops, 2 * scores + 2 * sides, self.rates.full)
+        even = int(op.d_key.value) % ALIGNED == 0
+        rate = self.rates.full if even else self.rates.unaligned
+        one = self.rates.product(flops, number(0), 2 * scores + 2 * sides, rate)
         forward = 2 * one + self.rates.move((4 + dropped) * scores)
         return Passes(forward, 4 * one + self.rates.move((6 + dropped) * scores))
 

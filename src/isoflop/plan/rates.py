@@ -27,6 +27,12 @@ BYTES_OPERAND: dict[Compute, Fraction | int] = {
 #: Formats that tensors are cast to before a product; activations are otherwise 16 bits.
 CAST: frozenset[Compute] = frozenset({"fp8", "mxfp8", "nvfp4"})
 
+#: Results that the cores of one chip make at once: 128 x 256 on each of 108 to 148 (A100 to
+#: B200); cuBLAS's usual tile.
+ELEMENTS_WAVE = 128 * 256 * 128
+#: Numbers that a row must be a multiple of for the matrix units: 16 bytes of 2
+#: (NVIDIA, Matrix Multiplication Background User's Guide, section 3).
+ALIGNED = 8
 #: FLOPs of a flash kernel's backward over its forward: scores are made again
 #: (Dao 2023, 2307.08691, section 4.1).
 FLASH_BACKWARD = Fraction(5, 2)
@@ -49,6 +55,8 @@ class Rates:
     bytes_operand: Expr
     casts: bool
     serial: Symbol
+    wave: Symbol
+    unaligned: Expr
 
     @classmethod
     def of(cls, chip: Chip, compute: Compute, stack: Stack, constants: Constants) -> Self:
@@ -70,16 +78,21 @@ class Rates:
             bytes_operand=number(BYTES_OPERAND[compute]),
             casts=compute in CAST,
             serial=constants.serial_memory,
+            wave=constants.share_wave_idle,
+            unaligned=chip.peak("fp32") * constants.share_unaligned,
         )
 
-    def product(self, flops: Expr, moved: Expr, rate: Expr) -> Expr:
-        """Seconds of a matrix product: arithmetic, and the part of its traffic beside it.
+    def product(self, flops: Expr, depth: Expr, moved: Expr, rate: Expr) -> Expr:
+        """Seconds of a matrix product: arithmetic, the idle end of its last wave, its traffic.
 
-        The first loads and the last stores of a tile do not overlap with its arithmetic, so a
-        product that is shallow, or has few rows, is slower than its FLOPs say.
+        `depth` is the length of the sums. A product's tiles run in waves over the chip's
+        cores, and the last is part empty: that costs a share of one wave, whatever the
+        product's size. The first loads and the last stores of a tile do not overlap with its
+        arithmetic.
         """
         memory = moved / self.bandwidth
-        return maximum(flops / rate + self.serial * memory, memory)
+        work = (flops + self.wave * (2 * ELEMENTS_WAVE) * depth) / rate
+        return maximum(work + self.serial * memory, memory)
 
     def move(self, moved: Expr) -> Expr:
         """Seconds that bytes take through memory."""

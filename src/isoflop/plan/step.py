@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from isoflop.arch import Arch
+from isoflop.arch import Experts
 from isoflop.count.blocks import Part, describe
 from isoflop.count.workload import Workload
 from isoflop.plan.constants import Constants, constants
@@ -171,10 +171,14 @@ class _Step:
     @cached_property
     def _routed(self) -> Expr:
         """Bytes of the tokens' copies that one rank sends to experts."""
-        spec = next(k.feed_forward for k in self.structure.arch.kinds.values() if k.feed_forward.kind == "experts")
-        active = Symbol("n_active", spec.n_active, meaning="experts per token")
         ways = self.sizes.ways("tp") if self.structure.sequence_parallel else number(1)
-        return self._between * active / ways
+        return self._between * self._active / ways
+
+    @cached_property
+    def _active(self) -> Symbol:
+        specs = [layer.feed_forward for layer in self.structure.arch.kinds.values()]
+        spec = next(s for s in specs if isinstance(s, Experts))
+        return Symbol("n_active", spec.n_active, meaning="experts per token")
 
     def _sort(self) -> Expr:
         """Copies of tokens put in the experts' order and back: each read and written."""
@@ -182,7 +186,10 @@ class _Step:
 
     def _exchange(self) -> Expr:
         """Tokens sent to their experts and back."""
-        once = self.traffic.exchange(self._routed, self.sizes.ep, self.sizes.ways("tp"))
+        stack = self.structure.stack
+        once = self.traffic.exchange(
+            self._routed, self._active, self.sizes.ep, self.sizes.ways("tp"), once=stack.once_per_machine
+        )
         hides = self.structure.stack.overlaps_experts
         return (1 - self.use.share_hidden_experts) * 2 * once if hides else 2 * once
 

@@ -35,13 +35,19 @@ class Traffic:
         )
         return share * moved * slowest + (ranks - 1) * self.constants.seconds_hop
 
-    def exchange(self, moved: Expr, ranks: Expr, stride: Expr) -> Expr:
-        """Seconds until each rank has sent `moved` bytes, an equal part to each rank of the group."""
+    def exchange(self, moved: Expr, copies: Expr, ranks: Expr, stride: Expr, *, once: bool) -> Expr:
+        """Seconds until each rank has sent its tokens to the ranks of their experts.
+
+        `moved` bytes go out in `copies` copies per token, dealt evenly over the ranks; with
+        `once`, a token crosses to each other machine at most once and is copied there.
+        """
         inside = self._inside(ranks, stride)
         link, network = self._rates()
         near = (inside - 1) / ranks * moved / link
-        far = (ranks - inside) / ranks * moved / network
-        return maximum(near, far) + (ranks - 1) * self.constants.seconds_hop
+        out = (ranks - inside) / ranks
+        if once:
+            out = minimum(out, (ranks / inside - 1) / copies)
+        return maximum(near, out * moved / network) + (ranks - 1) * self.constants.seconds_hop
 
     def send(self, moved: Expr, stride: Expr) -> Expr:
         """Seconds to hand `moved` bytes to the rank `stride` further on."""
