@@ -30,8 +30,11 @@ class Stack:
         overlaps_tensor: tensor-parallel collectives run beside matrix products.
         overlaps_data: gradients are reduced, and weights gathered, beside backward and forward.
         overlaps_experts: the experts' exchange runs beside another micro-batch's work.
-        once_per_machine: a token goes to a machine once, not once per expert there (DeepEP).
+        scatters_sends: tensor ranks each send their part of an activation to the next stage,
+            not all of it (Narayanan 2021, 2104.04473, section 4.1).
+        once_per_domain: a token goes to a domain once, not once per expert there (DeepEP).
         bytes_grad: bytes per gradient in the reduction over data-parallel copies.
+        expert_imbalance: tokens of the busiest rank's experts over the mean.
         seconds_host_layer: time that the host needs to issue one dense layer, forward or
             backward; the accelerator waits where it is faster.
         seconds_host_experts: the same for a layer of experts, where the host must first
@@ -50,8 +53,10 @@ class Stack:
     overlaps_tensor: bool
     overlaps_data: bool
     overlaps_experts: bool
-    once_per_machine: bool
+    scatters_sends: bool
+    once_per_domain: bool
     bytes_grad: int
+    expert_imbalance: Symbol
     seconds_host_layer: Symbol
     seconds_host_experts: Symbol
     share_elementwise: Symbol
@@ -98,7 +103,12 @@ def stack_names() -> tuple[str, ...]:
 def _stacks() -> Mapping[str, Stack]:
     text = resources.files("isoflop.hardware").joinpath("stacks.toml").read_text("utf-8")
     rows = tomllib.loads(text)["stack"]
-    return {name: _stack(name, _whole(name, rows)) for name in rows}
+    return {name: _stack(_own(name, rows), _whole(name, rows)) for name in rows}
+
+
+def _own(name: str, rows: Mapping[str, Any]) -> str:
+    """A release that says nothing of its own is the one that it is like."""
+    return _own(rows[name]["like"], rows) if rows[name].keys() == {"like"} else name
 
 
 def _whole(name: str, rows: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -113,9 +123,9 @@ def _stack(name: str, row: Mapping[str, Any]) -> Stack:
         basis = Basis.ASSUMED if name == "unknown" else Basis.FITTED
         return Symbol(field, value, basis, Interval(low, high), source=row["source"])
 
-    numbers = ("seconds_host_layer", "seconds_host_experts", "share_elementwise", "residual")
+    numbers = ("expert_imbalance", "seconds_host_layer", "seconds_host_experts", "share_elementwise", "residual")
     plain = ("attention", "dropout", "overlaps_tensor", "overlaps_data", "overlaps_experts",
-             "once_per_machine", "bytes_grad", "source")  # fmt: skip
+             "scatters_sends", "once_per_domain", "bytes_grad", "source")  # fmt: skip
     return Stack(
         name=name,
         **{field: row[field] for field in plain},

@@ -24,7 +24,6 @@ class Constants:
     share_attention: Symbol
     share_link: Symbol
     share_network: Symbol
-    seconds_hop: Symbol
     share_hidden_tensor: Symbol
     share_hidden_data: Symbol
     share_hidden_experts: Symbol

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from isoflop.count.blocks import Part
+from isoflop.count.blocks import Part, Weight
 from isoflop.count.memory_rank import SPLIT
 from isoflop.count.operators import Core, Gather, Loss, Matmul, Operator, Pointwise
+from isoflop.hardware.stack import Stack
 from isoflop.plan.rates import ALIGNED, FLASH_BACKWARD, HEAD_RAMP, KEYS_RAMP, Rates
-from isoflop.plan.step_sizes import Sizes, Structure
+from isoflop.plan.setting import Setting
+from isoflop.plan.step_sizes import Sizes
 from isoflop.quantity import Basis, Expr, Node, branch, leaf, minimum, number
 from isoflop.quantity.expr import product, total
 
@@ -35,7 +37,8 @@ class Passes:
 class RankWork:
     """One rank's share of a description, timed operator by operator."""
 
-    structure: Structure
+    setting: Setting
+    stack: Stack
     sizes: Sizes
     rates: Rates
 
@@ -58,11 +61,21 @@ class RankWork:
                 for p, shared in _fused(part.parts)
                 if works(p)
             ]
+            if any(p.name == "experts" for p in part.parts):
+                children.append(self._sorting(part))
             return branch(part.name, "seconds", children, times=self._copies(part))
         assert part.operator is not None
         passes = self.passes(part, fused_input=fused is not None, experts=experts)
         size = passes.forward if forward else passes.backward
         return leaf(part.name, "seconds", size, times=part.times, basis=Basis.MODELLED)
+
+    def _sorting(self, part: Part) -> Node:
+        """Tokens put in their experts' order and back: each copy read and written twice."""
+        experts = next(p for p in part.parts if p.name == "experts")
+        first = next(p.operator for p in experts.parts if isinstance(p.operator, Matmul))
+        moved = experts.times * first.rows * first.inner / (self.sizes.ways("cp") * self._between())
+        size = self.rates.move(2 * 4 * moved)
+        return leaf("sorting", "seconds", size, basis=Basis.MODELLED)
 
     def _copies(self, part: Part) -> Expr:
         """Experts are dealt out; a layer's own count belongs to the pipeline."""
@@ -83,7 +96,7 @@ class RankWork:
             case Core():
                 return self._attention(operator)
             case Pointwise():
-                share = self.structure.stack.share_elementwise
+                share = self.stack.share_elementwise
                 once = self.rates.move(2 * operator.elements_moved) * share
                 more = BACKWARD_MOVES.get(operator.kind, BACKWARD_MOVES_ELSE)
                 return Passes(once, more * once)
@@ -107,7 +120,7 @@ class RankWork:
         out, weight = op.rows * op.cols, op.inner * op.cols
         forward = rates.product(op.flops, op.inner, (into + weight) * each + 2 * out, rate)
         moved = (2 * out + weight + into) * each + 2 * into
-        grads = 2 * self.structure.stack.bytes_grad * weight
+        grads = 2 * self.stack.bytes_grad * weight
         depth = op.cols + op.rows
         backward = rates.product(2 * op.flops, depth, moved + grads, rate)
         if not low:
@@ -116,7 +129,7 @@ class RankWork:
         return Passes(forward + rates.move(into * cast), backward + rates.move(out * cast))
 
     def _attention(self, op: Core) -> Passes:
-        if self.structure.stack.attention == "unfused":
+        if self.stack.attention == "unfused":
             return self._scores(op)
         ramp = (1 + KEYS_RAMP / (2 * op.seen)) * (1 + HEAD_RAMP / op.d_key) / (
             1 + Fraction(HEAD_RAMP, 128)
@@ -132,13 +145,37 @@ class RankWork:
         """
         scores = op.batch * op.heads * op.queries * op.keys
         sides = op.batch * op.heads * (op.queries + op.keys) * op.d_key
-        dropped = 5 if self.structure.stack.dropout else 0
+        dropped = 5 if self.stack.dropout else 0
         flops = 2 * scores * op.d_key
         even = int(op.d_key.value) % ALIGNED == 0
         rate = self.rates.full if even else self.rates.unaligned
         one = self.rates.product(flops, number(0), 2 * scores + 2 * sides, rate)
         forward = 2 * one + self.rates.move((4 + dropped) * scores)
         return Passes(forward, 4 * one + self.rates.move((6 + dropped) * scores))
+
+    # --- what else a part has -----------------------------------------------------------
+
+    def has_experts(self, part: Part) -> bool:
+        return part.name == "experts" or any(map(self.has_experts, part.parts))
+
+    def weights(self, part: Part, *, experts: bool, dealt: bool = False) -> Expr:
+        """Weights of one copy of a part on one rank: of its experts, or of all else."""
+        dealt = dealt or part.name == "experts"
+        own = total(
+            product(size for _, size in weight.axes) / self._pieces(weight)
+            for weight in part.weights
+            if dealt == experts
+        )
+        below = [
+            self._copies(p) * self.weights(p, experts=experts, dealt=dealt) for p in part.parts
+        ]
+        return total([own, *below])
+
+    def _pieces(self, weight: Weight) -> Expr:
+        cut = next((name for name, _ in weight.axes if name in SPLIT), None)
+        if cut is None or "tp" not in self.sizes:
+            return number(1)
+        return self.kv_ways(None) if cut == "kv_heads" else self.sizes.tp
 
     # --- one rank's share ------------------------------------------------------------
 
@@ -190,12 +227,12 @@ class RankWork:
         """Key-value heads split as far as there are any."""
         if "tp" not in self.sizes:
             return number(1)
-        fewest = min(_kv_heads(layer.attention) for layer in self.structure.arch.kinds.values())
+        fewest = min(_kv_heads(layer.attention) for layer in self.setting.arch.kinds.values())
         return minimum(self.sizes.tp, fewest if heads is None else heads)
 
     def _between(self) -> Expr:
         """Ways that what lies between the sharded matrices is split."""
-        return self.sizes.ways("tp") if self.structure.sequence_parallel else number(1)
+        return self.sizes.ways("tp") if self.setting.layout.sequence_parallel else number(1)
 
 
 def _kv_heads(attention: object) -> int:
@@ -221,25 +258,3 @@ def _fused(parts: tuple[Part, ...]) -> Iterator[tuple[Part, Expr | None]]:
         yield part, op.inner if column and key in seen else None
         if column:
             seen.append(key)
-
-
-def elements(part: Part, work: RankWork, *, experts: bool, dealt: bool = False) -> Expr:
-    """Weights of one copy of a part on one rank: of experts, or of all else."""
-    dealt = dealt or part.name == "experts"
-    own = total(
-        product(size for _, size in weight.axes) / _ways_of(weight.axes, work)
-        for weight in part.weights
-        if dealt == experts
-    )
-    below = [
-        product((work._copies(p), elements(p, work, experts=experts, dealt=dealt)))
-        for p in part.parts
-    ]
-    return total([own, *below])
-
-
-def _ways_of(axes: tuple[tuple[str, Expr], ...], work: RankWork) -> Expr:
-    cut = next((name for name, _ in axes if name in SPLIT), None)
-    if cut is None or "tp" not in work.sizes:
-        return number(1)
-    return work.kv_ways(None) if cut == "kv_heads" else work.sizes.tp

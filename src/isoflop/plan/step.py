@@ -1,227 +1,141 @@
-"""Seconds of one training step of any legal setting, from its operators.
+"""Seconds of one training step of any setting, from its operators and its messages.
 
-Structure branches in Python; the sizes of the layout are symbols, so that one formula serves
-every layout of a structure: evaluated here, compiled to arrays by a search.
+Structure (which parallelism there is, ZeRO, recomputation, the stack) branches in Python; the
+sizes of the layout are symbols, so that one formula serves every layout of a structure: it is
+evaluated here and compiled to arrays by a search.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from isoflop.arch import Experts
 from isoflop.count.blocks import Part, describe
 from isoflop.count.workload import Workload
+from isoflop.hardware.fabric import Fabric, fabric_of
+from isoflop.hardware.stack import Stack, find_stack
 from isoflop.plan.constants import Constants, constants
-from isoflop.plan.rank_work import RankWork, elements, works
+from isoflop.plan.group import Dimension, Group, Ways, groups
+from isoflop.plan.message import Exchange, Message, messages
+from isoflop.plan.rank_work import RankWork, works
 from isoflop.plan.rates import Rates
 from isoflop.plan.setting import Setting
-from isoflop.plan.step_sizes import Sizes, Structure
-from isoflop.plan.step_traffic import Traffic
-from isoflop.quantity import Basis, Expr, Node, Symbol, branch, ceil_div, leaf, maximum, minimum, number, where
-from isoflop.quantity.expr import product, total
+from isoflop.plan.step_sizes import Sizes
+from isoflop.quantity import (
+    Basis,
+    Expr,
+    Node,
+    Symbol,
+    branch,
+    ceil_div,
+    leaf,
+    maximum,
+    minimum,
+    number,
+    total,
+    where,
+)
 
 #: Bytes per weight that Adam reads and writes: master weight, two moments and gradient in
 #: fp32 read, the first three written, and the 16-bit weight.
 BYTES_ADAM = 4 * 4 + 3 * 4 + 2
-#: Collectives of a layer under tensor parallelism, forward; as many backward
-#: (Korthikanti 2022, 2205.05198, section 4.2.2).
-GATHERS_PER_LAYER = 4
+#: What a message's path begins with, and what the tree calls it.
+TRAFFIC = {"tp": "tensor", "cp": "context", "ep": "experts"}
 
 
-def step_time(setting: Setting, with_constants: Constants | None = None) -> Node:
+def step_time(
+    setting: Setting, use: Constants | None = None, *, stack: Stack | None = None
+) -> Node:
     """Seconds of one step, as a tree.
 
+    `use` and `stack` bring other numbers than those fitted and that of the setting's name.
+
     Raises:
-        InputError: the chip does not compute in the setting's precision.
+        InputError: the chip does not compute in the setting's precision, or a group spans
+            machines whose network is not stated.
         UnknownName: no such stack.
+
+    >>> from isoflop.arch import gpt
+    >>> from isoflop.hardware import parse_cluster
+    >>> from isoflop.plan.layout import Layout
+    >>> small = gpt("gpt2", d_model=768, n_layers=12, n_heads=12, vocab_size=50257, max_seq_len=1024)
+    >>> step = Setting(small, parse_cluster("8xa100-sxm-80gb"), Layout(dp=8, micro_batch=8), 1024, 512)
+    >>> [child.name for child in step_time(step).children]
+    ['layers', 'ends', 'data', 'optimizer']
     """
-    return step_tree(Structure.of(setting), Sizes.of(setting), with_constants or constants())
+    chosen = find_stack(setting.stack) if stack is None else stack
+    return _Step(setting, chosen, constants() if use is None else use).tree()
 
 
-def step_tree(structure: Structure, sizes: Sizes, use: Constants) -> Node:
-    """The formula of every layout of one structure, as a tree over `sizes`."""
-    return _Step(structure, sizes, use).tree()
-
-
-def overlapped(work: Expr, beside: Expr, hidden: Expr) -> Expr:
-    """What `beside` adds to `work` when `hidden` of the shorter of the two runs at once."""
+def shown(work: Expr, beside: Expr, hidden: Expr) -> Expr:
+    """What `beside` adds to `work` where `hidden` of the shorter of the two runs at once."""
     return beside - hidden * minimum(work, beside)
 
 
 @dataclass(frozen=True)
 class _Step:
-    structure: Structure
-    sizes: Sizes
+    setting: Setting
+    stack: Stack
     use: Constants
+
+    # --- what it stands on ------------------------------------------------------------
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        return Sizes.of(self.setting)
 
     @cached_property
     def work(self) -> RankWork:
-        s = self.structure
-        return RankWork(s, self.sizes, Rates.of(s.chip, s.compute, s.stack, self.use))
+        s = self.setting
+        rates = Rates.of(s.cluster.chip, s.compute, self.stack, self.use)
+        return RankWork(s, self.stack, self.sizes, rates)
 
     @cached_property
-    def traffic(self) -> Traffic:
-        return Traffic(self.structure, self.sizes, self.use)
+    def fabric(self) -> Fabric:
+        """The cluster's, at the rates that collectives reach inside a step."""
+        return replace(
+            fabric_of(self.setting.cluster),
+            efficiency_link=self.use.share_link,
+            efficiency_network=self.use.share_network,
+        )
+
+    @cached_property
+    def around(self) -> dict[Dimension, Group]:
+        layout = self.setting.layout
+        return groups(Ways.of(layout), self.fabric, layout.n_accelerators)
+
+    @cached_property
+    def messages(self) -> list[Message]:
+        exchange = Exchange(
+            bytes_grad=self.stack.bytes_grad,
+            once_per_domain=self.stack.once_per_domain,
+            imbalance=self.stack.expert_imbalance,
+        )
+        return [m for m in messages(self.setting, exchange) if self._heard(m)]
+
+    def _heard(self, message: Message) -> bool:
+        return self.around[message.dimension].size.value != 1
 
     @cached_property
     def parts(self) -> dict[str, Part]:
         """The model's own parts by name; sizes are those of one micro-batch."""
-        batch = int(self.sizes.batch.value)
-        work = Workload.train(batch, self.structure.seq_len, causal_skip=True)
-        return {part.name: part for part in describe(self.structure.arch, work).parts if works(part)}
+        s = self.setting
+        job = Workload.train(s.layout.micro_batch, s.seq_len, causal_skip=True)
+        return {part.name: part for part in describe(s.arch, job).parts if works(part)}
 
     @cached_property
     def kinds(self) -> dict[str, Part]:
         return {name: part for name, part in self.parts.items() if part.is_layer}
 
-    @cached_property
-    def layers(self) -> dict[str, Node]:
-        """One layer of each kind, one micro-batch, forward and backward."""
-        return {name: self._layer(part) for name, part in self.kinds.items()}
+    # --- the tree -----------------------------------------------------------------------
 
     def tree(self) -> Node:
-        children = [self._stage(), self._ends()]
+        children = [self._stage(), self._ends(), *self._within()]
         if "pp" in self.sizes:
             children += [self._bubble(), self._sends()]
-        if self._copies != number(1):
-            children.append(self._data_parallel())
-        children.append(self._optimizer())
-        residual = self.structure.stack.residual
-        return branch("seconds_step", "seconds", children, times=residual)
-
-    # --- one layer ------------------------------------------------------------------
-
-    def _layer(self, part: Part) -> Node:
-        forward = self.work.forward(part, "forward")
-        again = self._again(part, forward)
-        children = [forward, self.work.backward(part, "backward"), *again]
-        children += [
-            leaf(name, "seconds", size, basis=Basis.MODELLED)
-            for name, size in self._exchanges(part, forward, again).items()
-        ]
-        busy = total(child.total for child in children)
-        children.append(leaf("host", "seconds", self._waits(part, busy), basis=Basis.MODELLED))
-        return branch(part.name, "seconds", children)
-
-    def _again(self, part: Part, forward: Node) -> list[Node]:
-        """What backward runs a second time: the layer, or its attention alone."""
-        match self.structure.recompute:
-            case "full":
-                return [replace(forward, name="recompute")]
-            case "selective":
-                core = forward.find("attention/core")
-                return [branch("recompute", "seconds", [core])]
-            case _:
-                return []
-
-    def _exchanges(self, part: Part, forward: Node, again: list[Node]) -> dict[str, Expr]:
-        """Traffic of one layer that its work does not hide."""
-        out: dict[str, Expr] = {}
-        passes = 3 if self.structure.recompute == "full" else 2
-        if "tp" in self.sizes:
-            out["tensor"] = passes * self._tensor()
-        if "cp" in self.sizes:
-            out["context"] = self._context(part, forward)
-        if self._experts(part):
-            out["sort"] = passes * self._sort()
-            if "ep" in self.sizes:
-                out["experts"] = passes * self._exchange()
-        if self.structure.zero == 3 and self._copies != number(1):
-            work = total([forward.total, *(n.total for n in again)])
-            out["weights"] = self._gathered(part, work)
-        return out
-
-    @cached_property
-    def _tokens(self) -> Expr:
-        return self.sizes.batch * self._seq / self.sizes.ways("cp")
-
-    @cached_property
-    def _seq(self) -> Symbol:
-        return Symbol("seq_len", self.structure.seq_len, meaning="query tokens per sequence")
-
-    @cached_property
-    def _width(self) -> Symbol:
-        return Symbol("d_model", self.structure.arch.d_model, meaning="width of the residual stream")
-
-    @cached_property
-    def _between(self) -> Expr:
-        """Bytes of the residual stream of one micro-batch, whole over the tensor ranks."""
-        return 2 * self._tokens * self._width
-
-    def _tensor(self) -> Expr:
-        """Gathers and scatters around attention and feed-forward, one direction."""
-        once = self.traffic.gather(self._between, self.sizes.tp, number(1))
-        shown = GATHERS_PER_LAYER * once
-        hides = self.structure.stack.overlaps_tensor
-        return (1 - self.use.share_hidden_tensor) * shown if hides else shown
-
-    def _context(self, part: Part, forward: Node) -> Expr:
-        """Keys and values passed round, once forward; they and their gradients backward."""
-        core = next(p.operator for p in _below(part) if p.name == "core")
-        held = core.keys * core.kv_heads / self.work.kv_ways(core.kv_heads)
-        moved = 2 * core.batch * held * (core.d_key + core.d_value)
-        once = self.traffic.gather(moved, self.sizes.cp, self.sizes.ways("tp"))
-        beside = forward.find("attention/core").total
-        return 3 * overlapped(beside, once, self.use.share_hidden_data)
-
-    def _experts(self, part: Part) -> Part | None:
-        return next((p for p in _below(part) if p.name == "experts"), None)
-
-    @cached_property
-    def _routed(self) -> Expr:
-        """Bytes of the tokens' copies that one rank sends to experts."""
-        ways = self.sizes.ways("tp") if self.structure.sequence_parallel else number(1)
-        return self._between * self._active / ways
-
-    @cached_property
-    def _active(self) -> Symbol:
-        specs = [layer.feed_forward for layer in self.structure.arch.kinds.values()]
-        spec = next(s for s in specs if isinstance(s, Experts))
-        return Symbol("n_active", spec.n_active, meaning="experts per token")
-
-    def _sort(self) -> Expr:
-        """Copies of tokens put in the experts' order and back: each read and written."""
-        return self.work.rates.move(4 * self._routed)
-
-    def _exchange(self) -> Expr:
-        """Tokens sent to their experts and back."""
-        stack = self.structure.stack
-        once = self.traffic.exchange(
-            self._routed, self._active, self.sizes.ep, self.sizes.ways("tp"), once=stack.once_per_machine
-        )
-        hides = self.structure.stack.overlaps_experts
-        return (1 - self.use.share_hidden_experts) * 2 * once if hides else 2 * once
-
-    def _gathered(self, part: Part, work: Expr) -> Expr:
-        """Weights gathered forward and backward, gradients scattered, each micro-batch."""
-        shared = self._elements(part, experts=False) + self._elements(part, experts=True)
-        once = self.traffic.gather(2 * shared, self._copies, self.sizes.ways("tp"))
-        return 3 * overlapped(work, once, self.use.share_hidden_data)
-
-    def _waits(self, part: Part, busy: Expr) -> Expr:
-        stack = self.structure.stack
-        if self._experts(part):
-            return stack.seconds_host_experts
-        return maximum(0, stack.seconds_host_layer - busy)
-
-    # --- the stages --------------------------------------------------------------------
-
-    @cached_property
-    def _slots(self) -> Expr:
-        """Layers on the fullest stage: an even share, or with both ends counted as layers."""
-        n = Symbol("n_layers_in_all", self.structure.arch.n_layers, meaning="layers of all kinds")
-        if "pp" not in self.sizes:
-            return n
-        chunks = self.sizes.ways("pp", "virtual_pp")
-        fullest = ceil_div(n + 2, chunks) * self.sizes.ways("virtual_pp")
-        return where(ceil_div(n, chunks) * chunks - n, fullest, n / self.sizes.pp)
-
-    def _share(self, kind: str) -> Expr:
-        """Layers of one kind on the fullest stage."""
-        n = self.structure.arch.n_layers
-        count = self.structure.arch.times(kind)
-        return self._slots if count == n else self._slots * count / n
+        children += [*self._data(), self._optimizer()]
+        return branch("seconds_step", "seconds", children, times=self.stack.residual)
 
     def _stage(self) -> Node:
         """All micro-batches through the layers of the fullest stage."""
@@ -229,104 +143,176 @@ class _Step:
         return branch("layers", "seconds", kinds, times=self.sizes.n_micro_batches)
 
     @cached_property
-    def _one_layer(self) -> Expr:
-        """Seconds of one layer, on average over kinds."""
-        n = self.structure.arch.n_layers
-        return total(node.total * self.structure.arch.times(name) for name, node in self.layers.items()) / n
+    def layers(self) -> dict[str, Node]:
+        """The work of one layer of each kind on one micro-batch."""
+        return {name: self._layer(part) for name, part in self.kinds.items()}
 
-    def _both(self, names: tuple[str, ...]) -> Expr:
+    def _layer(self, part: Part) -> Node:
+        forward = self.work.forward(part, "forward")
+        children = [forward, self.work.backward(part, "backward")]
+        match self.setting.recompute:
+            case "full":
+                children.append(replace(forward, name="recompute"))
+            case "selective":
+                core = forward.find("attention/core")
+                children.append(branch("recompute", "seconds", [core]))
+            case "none":
+                pass
+        busy = total(child.total for child in children)
+        children.append(leaf("host", "seconds", self._waits(part, busy), basis=Basis.MODELLED))
+        return branch(part.name, "seconds", children)
+
+    def _waits(self, part: Part, busy: Expr) -> Expr:
+        """The accelerator waits for its host to issue work; experts' sizes are read back first."""
+        if self.work.has_experts(part):
+            return self.stack.seconds_host_experts
+        return maximum(0, self.stack.seconds_host_layer - busy)
+
+    # --- stages ---------------------------------------------------------------------------
+
+    @cached_property
+    def _chunks(self) -> Expr:
+        return self.sizes.ways("pp", "virtual_pp")
+
+    @cached_property
+    def _uneven(self) -> Expr:
+        """Above zero where chunks do not hold equally many layers."""
+        n = self.setting.arch.n_layers
+        return ceil_div(n, self._chunks) * self._chunks - n
+
+    @cached_property
+    def _slots(self) -> Expr:
+        """Layers on the fullest stage: an even share, or with both ends counted as layers."""
+        n = self.setting.arch.n_layers
+        if "pp" not in self.sizes:
+            return number(n)
+        fullest = ceil_div(n + 2, self._chunks) * self.sizes.ways("virtual_pp")
+        return where(self._uneven, fullest, n / self.sizes.pp)
+
+    def _share(self, kind: str) -> Expr:
+        """Layers of one kind on the fullest stage."""
+        arch = self.setting.arch
+        count = arch.times(kind)
+        return self._slots if count == arch.n_layers else self._slots * count / arch.n_layers
+
+    @cached_property
+    def _one_layer(self) -> Expr:
+        """Seconds of a layer's work, on average over kinds."""
+        arch = self.setting.arch
+        all_kinds = total(node.total * arch.times(name) for name, node in self.layers.items())
+        return all_kinds / arch.n_layers
+
+    def _both_ways(self, *names: str) -> Expr:
         parts = [self.parts[name] for name in names if name in self.parts]
         return total(
-            node.total for p in parts for node in (self.work.forward(p, p.name), self.work.backward(p, p.name))
+            node.total
+            for part in parts
+            for node in (self.work.forward(part, part.name), self.work.backward(part, part.name))
         )
 
     @cached_property
     def _first(self) -> Expr:
-        return self._both(("embedding",))
+        return self._both_ways("embedding")
 
     @cached_property
     def _last(self) -> Expr:
-        return self._both(("final_norm", "head", "loss"))
+        return self._both_ways("final_norm", "head", "loss")
 
     def _ends(self) -> Node:
         """What the embedding or the head adds to the fullest stage, one micro-batch."""
-        if "pp" not in self.sizes:
-            size = self._first + self._last
-        else:
+        size = self._first + self._last
+        if "pp" in self.sizes:
             most = maximum(self._first, self._last)
-            chunks = self.sizes.ways("pp", "virtual_pp")
-            n = self.structure.arch.n_layers
-            uneven = ceil_div(n, chunks) * chunks - n
-            size = where(uneven, maximum(0, most - self._one_layer), most)
-        return leaf("ends", "seconds", size, times=self.sizes.n_micro_batches, basis=Basis.MODELLED)
+            size = where(self._uneven, maximum(0, most - self._one_layer), most)
+        return self._leaf("ends", size, self.sizes.n_micro_batches)
 
     def _bubble(self) -> Node:
         """Idle time of 1F1B: one micro-batch through the other stages, cut by the chunks."""
-        n = self.structure.arch.n_layers
-        whole = n * self._one_layer + self._first + self._last
-        fullest = whole / self.sizes.pp
-        size = (whole - fullest) / self.sizes.ways("virtual_pp")
+        n, pp = self.setting.arch.n_layers, self.sizes.pp
+        busy = total(node.total for node in self._within()) / self.sizes.n_micro_batches
+        elsewhere = (pp - 1) / pp * (n * self._one_layer + self._first + self._last)
+        size = (elsewhere + (pp - 1) * busy) / self.sizes.ways("virtual_pp")
         source = "Narayanan 2021 (2104.04473), section 2.2"
         return leaf("bubble", "seconds", size, basis=Basis.MODELLED, source=source)
 
+    # --- messages ---------------------------------------------------------------------------
+
+    def _seconds(self, chosen: Iterable[Message]) -> Expr:
+        """Seconds of messages one after the other."""
+        return total(m.times * m.seconds(self.around, self.fabric) for m in chosen)
+
+    def _within(self) -> list[Node]:
+        """Traffic of each micro-batch that its work does not hide."""
+        found = []
+        for prefix, name in TRAFFIC.items():
+            chosen = [m for m in self.messages if m.path.startswith(f"{prefix}/")]
+            if chosen:
+                found.append(self._leaf(name, self._shown(prefix, chosen)))
+        return found
+
+    def _shown(self, prefix: str, chosen: list[Message]) -> Expr:
+        match prefix:
+            case "tp":
+                again = [m for m in chosen if m.path.endswith("gather_again")]
+                rest = [m for m in chosen if m not in again]
+                left = 1 - self.use.share_hidden_tensor
+                if self.stack.overlaps_tensor:
+                    return left * self._seconds(chosen)
+                return self._seconds(rest) + left * self._seconds(again)
+            case "cp":
+                core = total(
+                    self._share(name) * self.work.forward(part, name).find("attention/core").total
+                    for name, part in self.kinds.items()
+                )
+                beside = 3 * core * self.sizes.n_micro_batches
+                return shown(beside, self._seconds(chosen), self.use.share_hidden_data)
+            case _:
+                left = 1 - self.use.share_hidden_experts if self.stack.overlaps_experts else number(1)
+                return left * self._seconds(chosen)
+
     def _sends(self) -> Node:
-        """Activations and gradients handed to the next stage, per micro-batch and chunk."""
-        stride = self.sizes.ways("tp", "cp", "dp")
-        cut = self.sizes.ways("tp")
-        once = self.traffic.send(self._between / cut, stride)
-        shown = 1 - self.use.share_hidden_data if self.structure.stack.overlaps_data else number(1)
-        size = 2 * self.sizes.ways("virtual_pp") * once * shown
-        return leaf("sends", "seconds", size, times=self.sizes.n_micro_batches, basis=Basis.MODELLED)
+        """Activations and gradients handed to the next stage."""
+        chosen = [m for m in self.messages if m.path.startswith("pp/")]
+        size = self._seconds(chosen)
+        if self.stack.scatters_sends and not self.setting.layout.sequence_parallel:
+            size = size / self.sizes.ways("tp")
+        if self.stack.overlaps_data:
+            size = (1 - self.use.share_hidden_data) * size
+        return self._leaf("sends", size)
 
-    # --- once per step ------------------------------------------------------------------
+    def _data(self) -> list[Node]:
+        """Gradients reduced and weights gathered that the work beside them does not hide."""
+        chosen = [m for m in self.messages if m.path.startswith("dp/")]
+        if not chosen:
+            return []
+        size = self._seconds(chosen)
+        if self.stack.overlaps_data:
+            beside = self._slots * self._one_layer
+            if self.setting.layout.zero >= 2:
+                beside = beside * self.sizes.n_micro_batches
+            size = shown(beside, size, self.use.share_hidden_data)
+        return [self._leaf("data", size)]
 
-    @cached_property
-    def _copies(self) -> Expr:
-        """Ranks that hold the same weights, experts apart."""
-        return self.sizes.ways("dp", "cp")
+    def _leaf(self, name: str, size: Expr, times: Expr | int = 1) -> Node:
+        return leaf(name, "seconds", size, times=times, basis=Basis.MODELLED)
 
-    def _elements(self, part: Part, *, experts: bool) -> Expr:
-        return elements(part, self.work, experts=experts)
+    # --- once per step ------------------------------------------------------------------------
+
+    def _optimizer(self) -> Node:
+        """Adam over the weights of the fullest stage."""
+        shared, dealt = self._held(experts=False), self._held(experts=True)
+        if self.setting.layout.zero:
+            copies = self.sizes.ways("dp", "cp")
+            shared, dealt = shared / copies, dealt * self.sizes.ways("ep") / copies
+        return self._leaf("optimizer", self.work.rates.move(BYTES_ADAM * (shared + dealt)))
 
     def _held(self, *, experts: bool) -> Expr:
         """Weights of the fullest stage on one rank."""
-        kinds = [self._share(n) * self._elements(p, experts=experts) for n, p in self.kinds.items()]
+        kinds = [
+            self._share(name) * self.work.weights(part, experts=experts)
+            for name, part in self.kinds.items()
+        ]
         if experts:
             return total(kinds)
-        ends = [self._elements(p, experts=False) for n, p in self.parts.items() if n in ("embedding", "head")]
+        ends = [self.work.weights(self.parts[n], experts=False) for n in ("embedding", "head")]
         return total([*kinds, maximum(*ends) if "pp" in self.sizes else total(ends)])
-
-    def _data_parallel(self) -> Node:
-        """Gradients reduced and weights gathered that one micro-batch's work does not hide."""
-        if self.structure.zero == 3:
-            ends = [self._elements(self.parts[n], experts=False) for n in ("embedding", "head")]
-            size = 3 * self.traffic.gather(2 * total(ends), self._copies, self.sizes.ways("tp"))
-            return leaf("data_parallel", "seconds", (1 - self.use.share_hidden_data) * size,
-                        times=self.sizes.n_micro_batches, basis=Basis.MODELLED)  # fmt: skip
-        moved = self._reduced(self._held(experts=False), self._copies, self.sizes.ways("tp"))
-        if any(self._experts(p) for p in self.kinds.values()):
-            held = self._held(experts=True)
-            among = self._copies / self.sizes.ways("ep")
-            moved = moved + self._reduced(held, among, self.sizes.ways("tp", "ep"))
-        if self.structure.stack.overlaps_data:
-            window = self._slots * self._one_layer
-            moved = overlapped(window, moved, self.use.share_hidden_data)
-        return leaf("data_parallel", "seconds", moved, basis=Basis.MODELLED)
-
-    def _reduced(self, held: Expr, ranks: Expr, stride: Expr) -> Expr:
-        grads = self.traffic.gather(self.structure.stack.bytes_grad * held, ranks, stride)
-        if self.structure.zero == 0:
-            return 2 * grads
-        return grads + self.traffic.gather(2 * held, ranks, stride)
-
-    def _optimizer(self) -> Node:
-        shared, dealt = self._held(experts=False), self._held(experts=True)
-        if self.structure.zero:
-            shared = shared / self._copies
-            dealt = dealt * self.sizes.ways("ep") / self._copies
-        size = self.work.rates.move(BYTES_ADAM * (shared + dealt))
-        return leaf("optimizer", "seconds", size, basis=Basis.MODELLED)
-
-
-def _below(part: Part) -> list[Part]:
-    return [part, *(q for p in part.parts for q in _below(p))]

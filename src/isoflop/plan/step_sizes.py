@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Self
 
-from isoflop.arch import Arch
-from isoflop.count.memory_saved import Recompute
-from isoflop.hardware import Chip
-from isoflop.hardware.stack import Stack, find_stack
-from isoflop.plan.setting import Compute, Setting
-from isoflop.quantity import Expr, Symbol, minimum
+from isoflop.plan.setting import Setting
+from isoflop.quantity import Expr, Symbol
 from isoflop.quantity.expr import product
 
 #: Sizes that a search varies; each is a symbol of every formula of a step.
@@ -65,32 +60,3 @@ class Sizes:
     def ways(self, *names: str) -> Expr:
         """The product of those sizes that are not 1."""
         return product(getattr(self, name) for name in names if name in self)
-
-
-@dataclass(frozen=True, slots=True)
-class Structure:
-    """What a formula's shape depends on, sizes apart: one formula serves all its layouts."""
-
-    arch: Arch
-    chip: Chip
-    per_node: int
-    seq_len: int
-    compute: Compute
-    recompute: Recompute
-    stack: Stack
-    zero: Literal[0, 1, 2, 3]
-    sequence_parallel: bool
-
-    @classmethod
-    def of(cls, setting: Setting) -> Self:
-        return cls(
-            arch=setting.arch,
-            chip=setting.cluster.chip,
-            per_node=setting.cluster.size_node,
-            seq_len=setting.seq_len,
-            compute=setting.compute,
-            recompute=setting.recompute,
-            stack=find_stack(setting.stack),
-            zero=setting.layout.zero,
-            sequence_parallel=setting.layout.sequence_parallel,
-        )
