@@ -33,6 +33,10 @@ COMMANDS = {
     "fit": ("laws:fit", "Fit loss = E + A / params^alpha + B / tokens^beta to measured runs."),
     "predict": ("laws:predict", "Predict a loss, or the compute-optimal model for a budget."),
     "calibrate": ("check:calibrate_command", "Measure this machine: what its kernels really take."),
+    "validate": (
+        "validate:validate",
+        "Hold predictions against published measurements: error, range, source by source.",
+    ),
     "check": ("check:check", "Hold derived numbers against the built module, and a real run."),
     "train": ("train:train", "Train the model of a recipe, or go on where it stopped."),
     "demo": ("demo:demo", "The whole loop on this machine, in minutes."),

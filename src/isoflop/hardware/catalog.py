@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from isoflop.errors import UnknownName
 from isoflop.hardware.chip import Chip, Precision
+from isoflop.hardware.join import read_join
 from isoflop.hardware.node import Node
 from isoflop.quantity import Basis, Interval, Symbol
 
@@ -127,6 +128,7 @@ def _chip(name: str, row: Table, sources: Table) -> Chip:
         per_node=row["per_node"],
         watts=stated("watts", row["watts"]),
         dollars_per_hour=stated("dollars_per_hour", row["dollars_per_hour"]),
+        joined=read_join(row["joined"]) if "joined" in row else None,
         **{
             f"bytes_per_second_{of}": stated(
                 f"bytes_per_second_{of}", row[f"gigabytes_per_second_{of}"], GIGA
@@ -149,6 +151,7 @@ def _node(name: str, row: Table, chips: Mapping[str, Chip], sources: Table) -> N
         if network == NOT_STATED
         else _number(field, cast("float | Table", network), GIGA, row["source"], sources),
         source=f"{cited['text']}, {cited['date']}",
+        joined=read_join(row["joined"]) if "joined" in row else None,
     )
 
 

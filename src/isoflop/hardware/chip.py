@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from isoflop.errors import InputError, Problem
+from isoflop.hardware.join import Join
 from isoflop.quantity import Expr, Symbol
 from isoflop.quantity.node import plain
 
@@ -30,6 +31,7 @@ class Chip:
         per_node: how many chips the fast link joins; for a TPU, a full pod.
         watts: of one chip at its rated limit, without its host.
         dollars_per_hour: the rent of one chip, on demand, with the range seen.
+        joined: how the fast link joins chips; None for a chip that stands alone.
 
     Network, watts and price are None where nobody states them; what needs one asks for it.
 
@@ -49,6 +51,7 @@ class Chip:
     per_node: int
     watts: Symbol | None
     dollars_per_hour: Symbol | None
+    joined: Join | None = None
 
     def __post_init__(self) -> None:
         broken = [
@@ -68,6 +71,9 @@ class Chip:
         if self.per_node > 1 and self.bytes_per_second_link is None:
             rule = "is 1 where no link is stated"
             broken.append(Problem("per_node", self.per_node, rule))
+        if (self.joined is None) != (self.bytes_per_second_link is None):
+            rule = "is stated where a link is, and only there"
+            broken.append(Problem("joined", self.joined, rule))
         if broken:
             raise InputError(self.name, broken)
 

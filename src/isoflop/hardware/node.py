@@ -7,6 +7,7 @@ from typing import Any
 
 from isoflop.errors import InputError, Problem
 from isoflop.hardware.chip import Chip, number_json
+from isoflop.hardware.join import Join
 from isoflop.quantity import Symbol
 
 #: Above any machine built; keeps every product of a plan printable.
@@ -23,6 +24,7 @@ class Node:
             machine (a host of a TPU pod), fewer where cards are bridged in pairs.
         bytes_per_second_network: to chips outside the domain, one direction, per chip;
             None where it is not stated.
+        joined: how the link joins chips in this machine, where not as the chip's row says.
 
     Raises:
         InputError: chips or domain is not a whole number from 1.
@@ -34,6 +36,7 @@ class Node:
     domain: int
     bytes_per_second_network: Symbol | None
     source: str
+    joined: Join | None = None
 
     def __post_init__(self) -> None:
         rule = f"is a whole number from 1 to {MOST_CHIPS:,}"
@@ -54,6 +57,7 @@ class Node:
             self.chip,
             per_node=self.domain,
             bytes_per_second_network=self.bytes_per_second_network,
+            joined=self.joined or self.chip.joined,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from isoflop.cli.outputs import counts, laws, plans, runs
+from isoflop.cli.outputs import counts, laws, plans, runs, validate as published
 
 OUTPUTS: dict[str, type[BaseModel]] = {
     "models": counts.Models,
@@ -25,6 +25,7 @@ OUTPUTS: dict[str, type[BaseModel]] = {
     "fit": laws.Fit,
     "predict": laws.Predict,
     "calibrate": runs.Calibrate,
+    "validate": published.Validate,
     "check": runs.Check,
     "train": runs.Train,
     "demo": runs.Demo,

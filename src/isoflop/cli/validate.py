@@ -1,0 +1,128 @@
+"""isoflop validate"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isoflop.cli.options import Json
+from isoflop.cli.output import emit, say
+from isoflop.report.text import table
+
+if TYPE_CHECKING:
+    from isoflop.check.published.judge import Report
+    from isoflop.check.published.score import Judged, Score
+
+#: Rows named in the text as the worst.
+MOST_WORST = 5
+#: Lines of assumptions in the text; JSON has all of them.
+MOST_ASSUMED = 6
+
+WHAT = {"step": "step times", "memory": "memory peaks", "run": "numbers of whole runs"}
+HOW = {
+    "as shipped": "predicted as isoflop ships",
+    "in-sample": "constants refitted to these very rows",
+    "source left out": "each source predicted with constants refitted to the others",
+    "chip left out": "each chip predicted with constants refitted to the others",
+}
+COLUMNS = ["n", "mean", "median", "p90", "max", "bias", "in range", "half-width"]
+
+
+def validate(*, rows: Path | None = None, as_json: Json = False) -> None:
+    """Hold predictions against published measurements: error, range, source by source.
+
+    Parameters
+    ----------
+    rows
+        A CSV file of step times, memory or whole runs, one row per measurement; without it
+        the published step times that isoflop ships with.
+    """
+    from isoflop.check.published.judge import validate as judge
+
+    report = judge(rows)
+    if as_json:
+        return emit("validate", report.to_json())
+    return say(render(report))
+
+
+def render(report: Report) -> str:
+    """Tables by source and by chip, what else was tried, the worst rows, the assumptions."""
+    of = f"{report.overall.n} of {len(report.rows)} {WHAT[report.form]}"
+    blocks = [
+        f"predicted against published: {of}, {report.source}",
+        f"{report.headline}: {HOW[report.headline]}; errors are predicted / measured - 1",
+        scores_table("source", [*report.families, report.overall]),
+        scores_table("memory of" if report.form == "memory" else "chip", report.chips),
+    ]
+    if len(report.methods) > 1:
+        blocks.append(scores_table("by other ways", [*report.methods.values(), *report.baselines]))
+    blocks += [*_noise(report), *_worst(report.rows), *_footer(report)]
+    return "\n\n".join(blocks)
+
+
+def scores_table(title: str, found: Iterable[Score]) -> str:
+    """One line per score that has rows."""
+    lines = [
+        [f"  {s.name}", str(s.n), *map(percent, (s.mape, s.median, s.p90, s.max)),
+         percent(s.bias, "+"), percent(s.coverage), percent(s.width)]
+        for s in found if s.n
+    ]  # fmt: skip
+    return table(lines, [f"  {title}", *COLUMNS], "lrrrrrrrr")
+
+
+def percent(value: float | None, sign: str = "") -> str:
+    """A share as people read it.
+
+    >>> percent(0.1234), percent(-0.05, "+"), percent(None)
+    ('12.3 %', '-5.0 %', '-')
+    """
+    return "-" if value is None else f"{100 * value:{sign}.1f} %"
+
+
+def _noise(report: Report) -> Iterator[str]:
+    if report.noise_floor:
+        yield "\n".join(
+            f"noise floor, {n.name}: {n.n_pairs} pairs of neighbouring releases, equal but for that, "
+            f"differ by {percent(n.median)} in the median"
+            for n in report.noise_floor
+        )
+
+
+def _worst(rows: Iterable[Judged]) -> Iterator[str]:
+    found = sorted((r for r in rows if r.error is not None), key=lambda r: -abs(r.error or 0))
+    lines = [
+        [
+            f"  {r.row_id}",
+            r.family,
+            r.model,
+            r.group,
+            f"{r.measured:.4g}",
+            f"{r.predicted:.4g}",
+            percent(r.error, "+"),
+        ]
+        for r in found[:MOST_WORST]
+    ]
+    if lines:
+        unit = found[0].unit
+        yield table(
+            lines,
+            ["  worst", "source", "model", "on", f"measured, {unit}", "predicted", "error"],
+            "llllrrr",
+        )
+
+
+def _footer(report: Report) -> Iterator[str]:
+    skipped = Counter(r.skipped for r in report.rows if r.skipped)
+    if skipped:
+        lines = [[f"  {n} {'row' if n == 1 else 'rows'}", why] for why, n in skipped.most_common()]
+        yield f"no prediction:\n{table(lines, align='rl')}"
+    if report.assumed:
+        lines = [
+            [f"  {n} {'row' if n == 1 else 'rows'}", what]
+            for what, n in report.assumed[:MOST_ASSUMED]
+        ]
+        more = len(report.assumed) - MOST_ASSUMED
+        rest = f"\n  and {more} more, see --json" if more > 0 else ""
+        yield f"assumed where the source says nothing:\n{table(lines, align='rl')}{rest}"

@@ -1,0 +1,419 @@
+"""The messages of a training step: which collective, over whom, how many bytes, how often.
+
+Sizes come from the description of the blocks. The rank is one of the last pipeline stage,
+with an equal share of the layers and the head. Left out, as they are small: statistics of a
+split vocabulary's loss, gradients of norms under sequence parallelism, a tied table's sum
+over the two ends of a pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from isoflop.arch import Attention, Experts, Layer, Wiring
+from isoflop.count.blocks import Part, describe
+from isoflop.count.memory_rank import SPLIT
+from isoflop.count.memory_saved import stream_of
+from isoflop.count.operators import Core
+from isoflop.count.workload import Workload
+from isoflop.hardware.fabric import Fabric, fabric_of
+from isoflop.plan.collective import Collective, called, relayed, seconds, share_sent
+from isoflop.plan.group import Dimension, Group, Ways, groups
+from isoflop.plan.layout import Layout
+from isoflop.plan.setting import Setting
+from isoflop.quantity import (
+    Basis,
+    Expr,
+    Interval,
+    Symbol,
+    ceil_div,
+    maximum,
+    minimum,
+    number,
+    total,
+    where,
+)
+from isoflop.quantity.expr import product
+
+EXPERT_IMBALANCE = Symbol(
+    "expert_imbalance",
+    1.1,
+    Basis.ASSUMED,
+    Interval(1.0, 1.5),
+    "1.0 where routing is forced even, as benchmarks do; a guess for trained routers",
+    "tokens of the busiest rank's experts over the mean",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """How a trainer exchanges what it must.
+
+    Attributes:
+        bytes_grad, bytes_weight: of one number reduced, of one gathered; None: as activations.
+        bytes_dispatch: of one number sent to experts; None: as activations.
+        context: how attention reaches other ranks' tokens. `ring`: keys and values go around
+            (Liu 2023, 2310.01889), `gather`: they are gathered first (Llama 3, 2407.21783,
+            section 3.3.2), the same bytes; `all_to_all`: heads are dealt out instead
+            (Ulysses, Jacobs 2023, 2309.14509).
+        shard: ranks that one copy of the weights is cut over, where fewer than all (HSDP).
+        reshard: with ZeRO 3, whether backward gathers the weights again.
+        once_per_domain: one copy of a token serves all its experts in a domain.
+        imbalance: of the experts' load.
+    """
+
+    bytes_grad: int | None = None
+    bytes_weight: int | None = None
+    bytes_dispatch: int | None = None
+    context: Literal["ring", "gather", "all_to_all"] = "ring"
+    shard: int | None = None
+    reshard: bool = True
+    once_per_domain: bool = False
+    imbalance: Symbol = EXPERT_IMBALANCE
+
+
+DEFAULT = Exchange()
+Groups: TypeAlias = Mapping[Dimension, Group]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One collective, `times` in a step on every rank.
+
+    `path` starts with the parallelism that needs it. `size` is the buffer in bytes;
+    `crossing`, of an all-to-all, those that leave the domain where that is said apart.
+    """
+
+    path: str
+    kind: Collective
+    dimension: Dimension
+    size: Expr
+    times: Expr
+    crossing: Expr | None = None
+
+    def bytes_sent(self, groups: Groups) -> Expr:
+        """By one rank, one time."""
+        return share_sent(self.kind, groups[self.dimension]) * self.size
+
+    def seconds(self, groups: Groups, fabric: Fabric) -> Expr:
+        """One time, by the algorithm that a library chooses."""
+        group = groups[self.dimension]
+        if self.crossing is None:
+            return seconds(self.kind, group, fabric, self.size)
+        return called(group, fabric, relayed(group, fabric, self.size, self.crossing))
+
+
+def settled(setting: Setting, fabric: Fabric, exchange: Exchange = DEFAULT) -> Groups:
+    """The groups of a setting, in numbers under names."""
+    layout = setting.layout
+    found = groups(Ways.of(layout, exchange.shard), fabric, layout.n_accelerators)
+    return {name: group.named(name) for name, group in found.items()}
+
+
+def messages(setting: Setting, exchange: Exchange = DEFAULT) -> tuple[Message, ...]:
+    """Every message of a step, to groups of one too.
+
+    The sizes of the layout, `batch` (of a micro-batch) and `n_micro_batches` stand in them
+    by name, so a search compiles them once for all layouts of one ZeRO stage.
+    """
+    job = _Job.of(setting, exchange)
+    found = [m for part in job.layers for m in _of_layer(job, part)]
+    return (*found, *_tensor_ends(job), *_data_ends(job), *_pipeline(job))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A setting, described, with the symbols that its messages share."""
+
+    setting: Setting
+    exchange: Exchange
+    root: Part
+    ways: Ways
+    n_micro: Symbol
+    virtual: Symbol
+    bytes_activation: Symbol
+    bytes_grad: Symbol
+    bytes_weight: Symbol
+    bytes_dispatch: Symbol
+    groups: Groups = field(repr=False)
+
+    @classmethod
+    def of(cls, setting: Setting, exchange: Exchange) -> _Job:
+        layout = setting.layout
+        each = 4 if setting.compute in ("fp32", "tf32") else 2
+
+        def width(what: str, given: int | None) -> Symbol:
+            return Symbol(f"bytes_{what}", given or each, meaning=f"bytes of one {what} sent")
+
+        return cls(
+            setting,
+            exchange,
+            describe(setting.arch, Workload.train(layout.micro_batch, setting.seq_len)),
+            Ways.of(layout, exchange.shard),
+            Symbol("n_micro_batches", setting.n_micro_batches, meaning="micro-batches per step"),
+            Symbol("virtual_pp", layout.virtual, meaning="chunks of layers per stage"),
+            width("activation", None),
+            width("grad", exchange.bytes_grad),
+            width("weight", exchange.bytes_weight),
+            width("dispatch", exchange.bytes_dispatch),
+            settled(setting, fabric_of(setting.cluster), exchange),
+        )
+
+    @property
+    def layout(self) -> Layout:
+        return self.setting.layout
+
+    @property
+    def forwards(self) -> int:
+        """How often a layer runs forward; made again whole, it talks again."""
+        return 2 if self.setting.recompute == "full" else 1
+
+    @property
+    def layers(self) -> list[Part]:
+        return [part for part in self.root.parts if part.name in self.setting.arch.kinds]
+
+    def kind(self, part: Part) -> Layer:
+        return self.setting.arch.kinds[part.name]
+
+    def per_stage(self, part: Part) -> Expr:
+        """Layers of a kind on one stage."""
+        return part.times / self.ways.pp
+
+    def passes(self, part: Part) -> Expr:
+        """Times that a micro-batch goes through a layer of a kind on one rank."""
+        return self.n_micro * self.per_stage(part)
+
+    @property
+    def stream(self) -> Expr:
+        """Bytes of the residual stream of one micro-batch on one context-parallel rank."""
+        return stream_of(self.layers[0]) / self.ways.cp * self.bytes_activation
+
+    @property
+    def stream_held(self) -> Expr:
+        """The part of the stream that one rank holds between sharded matrices."""
+        return self.stream / self.ways.tp if self.layout.sequence_parallel else self.stream
+
+
+def _of_layer(job: _Job, part: Part) -> Iterator[Message]:
+    yield from _tensor(job, part)
+    yield from _context(job, part)
+    yield from _experts(job, part)
+    times = job.per_stage(part)
+    for name, dimension, held in _weights_of(job, part):
+        yield from _data(job, f"{part.name}/{name}", dimension, held, times)
+
+
+# --- tensor parallelism -----------------------------------------------------------------
+
+
+def _tensor(job: _Job, part: Part) -> Iterator[Message]:
+    """Each block's input and output, forward and backward.
+
+    Blocks side by side share their sums: one output, and one input where they read one norm.
+    """
+    layer, passes = job.kind(part), job.passes(part)
+    blocks = _blocks(job, layer)
+    if layer.wiring in (Wiring.PARALLEL, Wiring.PARALLEL_TWO_NORMS):
+        inputs = 2 if layer.wiring is Wiring.PARALLEL_TWO_NORMS else 1
+        blocks = {"blocks": (blocks["feed_forward"][0], inputs)}
+    for name, (size, inputs) in blocks.items():
+        path = f"tp/{part.name}/{name}"
+        yield from _around(job, path, size, job.forwards * passes, passes, inputs)
+
+
+def _blocks(job: _Job, layer: Layer) -> dict[str, tuple[Expr, int]]:
+    """Bytes that each block reads and writes, and how many inputs it has.
+
+    Routed tokens come once per expert: they are dealt out before they are gathered.
+    """
+    blocks = {"attention": (job.stream, 1)}
+    if layer.cross is not None:
+        blocks["cross"] = (job.stream, 1)
+    blocks["feed_forward"] = (job.stream, 1)
+    if isinstance(layer.feed_forward, Experts):
+        routed = Symbol("n_active", layer.feed_forward.n_active, meaning="experts per token")
+        blocks["feed_forward"] = (routed * job.stream, 1)
+        if layer.feed_forward.shared is not None:
+            blocks["shared"] = (job.stream, 1)
+    return blocks
+
+
+def _around(
+    job: _Job, path: str, size: Expr, forwards: Expr, backwards: Expr, inputs: int = 1
+) -> Iterator[Message]:
+    """The conjugate pair f and g around a block (Shoeybi 2019, figure 3).
+
+    With sequence parallelism each all-reduce is a gather and a scatter of the same bytes,
+    and backward gathers the block's input once more for the weights' gradients
+    (Korthikanti 2022, section 4.2.2, end).
+    """
+    wholes, pairs = number(inputs) * backwards, inputs * forwards
+    if not job.layout.sequence_parallel:
+        yield Message(f"{path}/forward", "all_reduce", "tp", size, forwards)
+        yield Message(f"{path}/backward", "all_reduce", "tp", size, wholes)
+        return
+    yield Message(f"{path}/forward_gather", "all_gather", "tp", size, pairs)
+    yield Message(f"{path}/forward_scatter", "reduce_scatter", "tp", size, forwards)
+    yield Message(f"{path}/backward_gather", "all_gather", "tp", size, backwards)
+    yield Message(f"{path}/backward_scatter", "reduce_scatter", "tp", size, wholes)
+    yield Message(f"{path}/gather_again", "all_gather", "tp", size, wholes)
+
+
+def _tensor_ends(job: _Job) -> Iterator[Message]:
+    """Partial embeddings are added up forward, the head's input gradients backward."""
+    first = job.n_micro * where(job.ways.pp - 1, 0, 1)
+    if not job.layout.sequence_parallel:
+        yield Message("tp/embedding", "all_reduce", "tp", job.stream, first)
+        yield Message("tp/head", "all_reduce", "tp", job.stream, job.n_micro)
+        return
+    yield Message("tp/embedding/scatter", "reduce_scatter", "tp", job.stream, first)
+    yield Message("tp/embedding/gather", "all_gather", "tp", job.stream, first)
+    yield Message("tp/head/gather", "all_gather", "tp", job.stream, 2 * job.n_micro)
+    yield Message("tp/head/scatter", "reduce_scatter", "tp", job.stream, job.n_micro)
+
+
+# --- context parallelism ----------------------------------------------------------------
+
+
+def _context(job: _Job, part: Part) -> Iterator[Message]:
+    """Self-attention's keys and values, as it multiplies them: latent ones rebuilt."""
+    attention = next(p for p in part.parts if p.name == "attention")
+    core = next(p.operator for p in attention.parts if isinstance(p.operator, Core))
+    forwards, backwards = job.forwards * job.passes(part), job.passes(part)
+    each, tp, cp = job.bytes_activation, job.ways.tp, job.ways.cp
+    width = core.d_key + core.d_value
+    values = core.batch * core.keys * core.kv_heads * width / _kv_ways(job, part) * each
+    path = f"cp/{part.name}"
+    if job.exchange.context == "all_to_all":
+        size = (core.batch * core.queries * core.heads * width / tp * each + values) / cp
+        yield Message(f"{path}/forward", "all_to_all", "cp", size, forwards)
+        yield Message(f"{path}/backward", "all_to_all", "cp", size, backwards)
+        return
+    yield Message(f"{path}/forward", "all_gather", "cp", values, forwards)
+    yield Message(f"{path}/backward", "all_gather", "cp", values, backwards)
+    yield Message(f"{path}/backward_sum", "reduce_scatter", "cp", values, backwards)
+
+
+def _kv_ways(job: _Job, part: Part) -> Expr:
+    """Ways that tensor parallelism splits the key-value heads, no more than there are."""
+    match job.kind(part).attention:
+        case Attention(n_kv_heads=heads):
+            return minimum(job.ways.tp, Symbol("n_kv_heads", heads, meaning="key-value heads"))
+        case _:
+            return job.ways.tp
+
+
+# --- experts ----------------------------------------------------------------------------
+
+
+def _experts(job: _Job, part: Part) -> Iterator[Message]:
+    """Tokens to their experts and back, forward and backward (Lepikhin 2020, section 3)."""
+    experts = job.kind(part).feed_forward
+    if not isinstance(experts, Experts):
+        return
+    copies = Symbol("n_active", experts.n_active, meaning="experts per token")
+    numbers = job.stream_held / job.bytes_activation * job.exchange.imbalance
+    crossing = _crossing(job, experts) if job.exchange.once_per_domain else None
+    passes = job.passes(part)
+    for name, each, times in (
+        ("dispatch", job.bytes_dispatch, job.forwards * passes),
+        ("combine", job.bytes_activation, job.forwards * passes),
+        ("backward", job.bytes_activation, 2 * passes),
+    ):
+        over = None if crossing is None else numbers * each * crossing
+        size = numbers * each * copies
+        yield Message(f"ep/{part.name}/{name}", "all_to_all", "ep", size, times, over)
+
+
+def _crossing(job: _Job, experts: Experts) -> Expr:
+    """Other domains that a token goes to, on average over even routing.
+
+    A domain is missed with the chance that none of k different experts is one of its own.
+    Where routing is limited to M groups of experts, at most M are met (DeepSeek-V3,
+    2412.19437, section 2.1.2).
+    """
+    d = job.groups["ep"].domains
+    n = Symbol("n_experts", experts.n_experts, meaning="experts")
+    missed = product(
+        maximum(n - n / d - i, 0) / (experts.n_experts - i) for i in range(experts.n_active)
+    )
+    met = (d - 1) * (1 - missed)
+    if experts.n_groups == 1:
+        return met
+    return minimum(met, (d - 1) / d * experts.n_active_groups)
+
+
+# --- data parallelism -------------------------------------------------------------------
+
+
+def _data(job: _Job, path: str, dimension: Dimension, held: Expr, times: Expr) -> Iterator[Message]:
+    """Gradients summed, weights gathered, for `held` weights of a rank's model."""
+    grads, weights = held * job.bytes_grad, held * job.bytes_weight
+    zero, path = job.layout.zero, f"dp/{path}"
+    if zero == 0:
+        yield Message(f"{path}/grads", "all_reduce", dimension, grads, times)
+        return
+    each = times * job.n_micro
+    gathers = {1: times, 2: times, 3: (2 if job.exchange.reshard else 1) * each}[zero]
+    part: Dimension = dimension
+    if dimension == "dp" and job.exchange.shard is not None:
+        part, shared = "shard", grads / job.ways.shard
+        yield Message(f"{path}/replicas", "all_reduce", "replica", shared, times)
+    yield Message(f"{path}/grads", "reduce_scatter", part, grads, times if zero == 1 else each)
+    yield Message(f"{path}/weights", "all_gather", part, weights, gathers)
+
+
+def _data_ends(job: _Job) -> Iterator[Message]:
+    """The parts beside the layers: the last stage has the head, and a copy of a tied table."""
+    for part in job.root.parts:
+        held = _held(part, job.ways.tp, job.ways.tp)
+        if part.name in job.setting.arch.kinds or held == number(0):
+            continue
+        here = number(1)
+        if part.name == "embedding" and not job.setting.arch.head.tied:
+            here = where(job.ways.pp - 1, 0, 1)
+        yield from _data(job, part.name, "dp", held, here)
+
+
+def _weights_of(job: _Job, part: Part) -> Iterator[tuple[str, Dimension, Expr]]:
+    """A layer's weights on one rank: those that all copies have, and its experts' own."""
+    kv = _kv_ways(job, part)
+    yield "dense", "dp", _held(part, job.ways.tp, kv)
+    sharded = job.exchange.shard is not None and job.layout.ep == 1
+    for block in part.parts:
+        for experts in (p for p in block.parts if p.name == "experts"):
+            own = total(_held(p, job.ways.tp, kv) for p in experts.parts)
+            dimension: Dimension = "dp" if sharded else "expert_dp"
+            yield "experts", dimension, ceil_div(experts.times, job.ways.ep) * own
+
+
+def _held(part: Part, tp: Expr, kv: Expr) -> Expr:
+    """Weights of one copy of a part on one rank, without the experts.
+
+    The same rule as `isoflop.count.memory_rank.Split`, for any number of ways.
+    """
+    own = [_cut(weight.axes, tp, kv) for weight in part.weights]
+    below = [p.times * _held(p, tp, kv) for p in part.parts if p.name != "experts"]
+    return total(own + below)
+
+
+def _cut(axes: tuple[tuple[str, Expr], ...], tp: Expr, kv: Expr) -> Expr:
+    split = next((name for name, _ in axes if name in SPLIT), None)
+    return product(
+        size if name != split
+        else ceil_div(size, tp) if name == "vocab"
+        else size / (kv if name == "kv_heads" else tp)
+        for name, size in axes
+    )  # fmt: skip
+
+
+# --- pipeline parallelism ---------------------------------------------------------------
+
+
+def _pipeline(job: _Job) -> Iterator[Message]:
+    """Activations to the next stage, their gradients back, at each border of a chunk."""
+    times = job.n_micro * job.virtual
+    yield Message("pp/forward", "send", "pp", job.stream_held, times)
+    yield Message("pp/backward", "send", "pp", job.stream_held, times)
