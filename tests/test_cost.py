@@ -254,7 +254,9 @@ def test_dropout_keeps_what_pytorch_keeps(attention: float, residual: float) -> 
     def dropping(attention: float, residual: float):
         base = gpt("d", d_model=32, n_layers=2, n_heads=4, vocab_size=50, max_seq_len=64)
         spec = replace(base.layers[0].attention, dropout=attention)
-        return replace(base, layers=(replace(base.layers[0], attention=spec, dropout=residual),) * 2)
+        return replace(
+            base, layers=(replace(base.layers[0], attention=spec, dropout=residual),) * 2
+        )
 
     def saved(arch) -> int:
         model, storages = build(arch).train(), {}

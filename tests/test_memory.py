@@ -491,7 +491,9 @@ def test_zero_3_makes_two_layers_whole_and_one_gradient() -> None:
     rank = memory_rank(job, Shards(dp=8, zero=3))
     layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24 + 2 * 16
     assert rank.find("bytes_gathered").value == max(layer, 40 * 16) * (2 * 2 + 2)
-    assert not any(c.name == "bytes_gathered" for c in memory_rank(job, Shards(dp=8, zero=2)).children)
+    assert not any(
+        c.name == "bytes_gathered" for c in memory_rank(job, Shards(dp=8, zero=2)).children
+    )
 
 
 # --- the validation page ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +28,8 @@ from isoflop.plan.shard import Recompute, Trained
 from isoflop.quantity import Node, Symbol
 from isoflop.quantity.expr import FUNCTIONS
 
-SHARED = Path(os.environ.get("ISOFLOP_SHARED", Path(__file__).parents[2] / "shared" / "data"))
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("ISOFLOP_SHARED", ROOT.parent / "shared" / "data"))
 
 GPT3 = gpt("gpt-3", d_model=12288, n_layers=96, n_heads=96, vocab_size=50257, max_seq_len=2048)
 LLAMA2_7B = llama(
@@ -252,6 +254,17 @@ def test_carbon_is_that_of_the_published_tables() -> None:
     assert compared >= 4
 
 
+def test_the_page_of_runs_is_what_the_script_writes() -> None:
+    published_runs()
+    script = runpy.run_path(str(ROOT / "benchmarks" / "training_runs.py"))
+    with (SHARED / "published" / "training_runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert script["page"](rows) == (ROOT / "docs" / "run-validation.md").read_text()
+    hours = script["lines"](rows, "hours")
+    assert len(hours) >= 15
+    assert sum(line.held for line in hours) / len(hours) >= 0.7
+
+
 def test_the_default_range_holds_most_published_runs() -> None:
     """Three of these four: Llama 3 8B took 1.3 M hours, 2.5 times what its FLOPs suggest."""
     cases = {
@@ -432,7 +445,7 @@ def test_a_tower_is_copied_and_its_state_split_but_it_is_not_cut() -> None:
     kept, less = (p.bytes_per_accelerator.find("bytes_optimizer").value for p in (plan, split))
     assert kept == 8 * less
     for cut in (Layout(tp=2), Layout(pp=2), Layout(cp=2)):
-        with pytest.raises(InputError, match="is 1 for a model with arch.encoder"):
+        with pytest.raises(InputError, match=r"is 1 for a model with arch\.encoder"):
             plan_train(arch, 10**9, cluster, seq_len=128, global_batch=64, layout=cut)
 
 

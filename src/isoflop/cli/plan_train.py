@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from cyclopts import Parameter
 
 from isoflop.cli.options import Count, Json, Real, load_model
 from isoflop.cli.output import emit, say
@@ -19,6 +22,89 @@ from isoflop.report.text import footer, table, tree
 MOST_REFUSED = 3
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The layout; any of these fixes it whole: sizes not given are then 1.
+
+    Parameters
+    ----------
+    tp
+        Tensor parallelism. This or another size of a layout fixes it whole: sizes not given
+        are then 1, and --dp takes the accelerators that are left.
+    pp
+        Pipeline stages.
+    cp
+        Context parallelism: ranks that share each sequence.
+    ep
+        Expert parallelism: ranks out of dp x cp that the experts are dealt over.
+    dp
+        Data-parallel copies.
+    zero
+        ZeRO stage: 1 splits the optimizer's state over the copies, 2 gradients too, 3 weights too.
+    virtual
+        Chunks of layers on each pipeline stage (interleaving).
+    sequence_parallel
+        Split what lies between tensor-parallel matrices over the sequence.
+    """
+
+    tp: int | None = None
+    pp: int | None = None
+    cp: int | None = None
+    ep: int | None = None
+    dp: int | None = None
+    zero: Literal[0, 1, 2, 3] | None = None
+    virtual: int | None = None
+    sequence_parallel: bool = True
+
+    def layout(self, cluster: Cluster, micro_batch: int) -> Layout | None:
+        """The layout that the user fixed, None when nothing was said."""
+        if self == Split():
+            return None
+        given = {name: size for name, size in asdict(self).items() if size is not None}
+        layout = Layout(**given, micro_batch=micro_batch)
+        if self.dp is not None:
+            return layout
+        one_copy = layout.n_accelerators
+        if one_copy < 1 or cluster.count % one_copy:
+            rule = f"divides the {cluster.count} accelerators when --dp is not given"
+            raise InputError("plan train", [Problem("tp x pp x cp", one_copy, rule, "give --dp")])
+        return replace(layout, dp=cluster.count // one_copy)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the user knows of the machine and its site, in place of assumptions.
+
+    Parameters
+    ----------
+    mfu
+        Share of the peak that the model's own FLOPs reach.
+    tflops
+        Achieved rate of one accelerator, in 10^12 hardware FLOPs per second.
+    price
+        Dollars per accelerator-hour.
+    watts
+        Watts per accelerator, its part of the host included.
+    pue
+        Power usage effectiveness of the data centre.
+    carbon
+        Kilograms of CO2e per kWh of the electricity.
+    """
+
+    mfu: Real | None = None
+    tflops: Real | None = None
+    price: Real | None = None
+    watts: Real | None = None
+    pue: Real | None = None
+    carbon: Real | None = None
+
+
+#: Nothing said: the planner chooses, and assumes.
+AS_PLANNED, AS_ASSUMED = Split(), Terms()
+
+
 def plan_train_command(
     model: str,
     /,
@@ -32,21 +118,9 @@ def plan_train_command(
     micro_batch: Count = 1,
     precision: str = "bf16",
     recompute: str = "none",
-    tp: int | None = None,
-    pp: int | None = None,
-    cp: int | None = None,
-    ep: int | None = None,
-    dp: int | None = None,
-    zero: Literal[0, 1, 2, 3] | None = None,
-    virtual: int | None = None,
-    sequence_parallel: bool = True,
-    mfu: Real | None = None,
-    tflops: Real | None = None,
-    price: Real | None = None,
-    watts: Real | None = None,
-    pue: Real | None = None,
-    carbon: Real | None = None,
     convention: str = "model",
+    split: Split = AS_PLANNED,
+    terms: Terms = AS_ASSUMED,
     as_json: Json = False,
 ) -> None:
     """Plan a training run: time, energy, money, memory, layout.
@@ -71,71 +145,22 @@ def plan_train_command(
         fp32, bf16 or another that the accelerator computes in.
     recompute
         none, selective or full.
-    tp
-        Tensor parallelism. This or any other of the sizes below fixes the whole layout; sizes
-        not given are then 1, and --dp takes the accelerators that are left.
-    pp
-        Pipeline stages.
-    cp
-        Context parallelism: ranks that share each sequence.
-    ep
-        Expert parallelism: ranks out of dp x cp that the experts are dealt over.
-    dp
-        Data-parallel copies.
-    zero
-        ZeRO stage: 1 splits the optimizer's state over the copies, 2 gradients too, 3 weights too.
-    virtual
-        Chunks of layers on each pipeline stage (interleaving).
-    sequence_parallel
-        Split what lies between tensor-parallel matrices over the sequence.
-    mfu
-        Share of the peak that the model's own FLOPs reach.
-    tflops
-        Achieved rate of one accelerator, in 10^12 hardware FLOPs per second.
-    price
-        Dollars per accelerator-hour.
-    watts
-        Watts per accelerator, its part of the host included.
-    pue
-        Power usage effectiveness of the data centre.
-    carbon
-        Kilograms of CO2e per kWh of the electricity.
     convention
         How FLOPs are counted: model (every product of the spec), causal (only the scores that
         the mask leaves) or 6nd (the rule of thumb).
     """
     arch, cluster = load_model(model), parse_cluster(on)
-    sizes = {"tp": tp, "pp": pp, "cp": cp, "ep": ep, "dp": dp, "zero": zero, "virtual": virtual}
     plan = plan_train(
         arch, tokens, cluster, seq_len=seq_len or arch.max_seq_len,
         global_batch=global_batch or cluster.count * micro_batch, source_len=source_len, images=images,
         precision=precision,  # type: ignore[arg-type]  # checked by plan_train, which lists the choices
         recompute=recompute,  # type: ignore[arg-type]
         convention=convention,  # type: ignore[arg-type]
-        micro_batch=micro_batch, layout=layout_asked(cluster, sizes, micro_batch, sequence_parallel),
-        mfu=mfu, tflops=tflops, price=price, watts=watts, pue=pue, carbon=carbon,
+        micro_batch=micro_batch, layout=split.layout(cluster, micro_batch), **asdict(terms),
     )  # fmt: skip
     if as_json:
         return emit("plan train", plan.to_json())
     return say(render_train(plan))
-
-
-def layout_asked(
-    cluster: Cluster, sizes: dict[str, int | None], micro_batch: int, sequence_parallel: bool
-) -> Layout | None:
-    """The layout that the user fixed, None when nothing was said."""
-    given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
-    if not given and sequence_parallel:
-        return None
-    layout = Layout(**given, micro_batch=micro_batch, sequence_parallel=sequence_parallel)
-    if "dp" in given:
-        return layout
-    one_copy = layout.n_accelerators
-    if one_copy < 1 or cluster.count % one_copy:
-        rule = f"divides the {cluster.count} accelerators when --dp is not given"
-        raise InputError("plan train", [Problem("tp x pp x cp", one_copy, rule, "give --dp")])
-    return Layout(**given, dp=cluster.count // one_copy, micro_batch=micro_batch,
-                  sequence_parallel=sequence_parallel)  # fmt: skip
 
 
 def render_train(plan: TrainPlan) -> str:

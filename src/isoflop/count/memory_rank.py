@@ -281,7 +281,9 @@ def _gathered(job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]]) 
     found = [(part.name, [layer for _, layer in layers_in([part])] or [part]) for part, _ in parts]
     sizes = [_whole_unit(job, shards, kind, unit) for kind, units in found for unit in units]
     widest = max(sizes, key=lambda size: size.value)
-    return [leaf("bytes_gathered", "bytes", widest, basis=Basis.MODELLED, source="two units in flight")]
+    return [
+        leaf("bytes_gathered", "bytes", widest, basis=Basis.MODELLED, source="two units in flight")
+    ]
 
 
 def _whole_unit(job: Trained, shards: Shards, kind: str, unit: Part) -> Expr:

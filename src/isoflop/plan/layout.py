@@ -299,9 +299,7 @@ def _contexts(seq_len: int) -> list[int]:
     return [2**k for k in range(most.bit_length()) if 2**k <= most]
 
 
-def _with_copies(
-    base: Layout, arch: Arch, cluster: Cluster, global_batch: int
-) -> Iterator[Layout]:
+def _with_copies(base: Layout, arch: Arch, cluster: Cluster, global_batch: int) -> Iterator[Layout]:
     room = cluster.count // base.n_accelerators
     dp = max(d for d in _divisors(max(1, global_batch // base.micro_batch)) if d <= room)
     stages: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3) if dp * base.cp > 1 else (0,)

@@ -94,7 +94,9 @@ class Work:
             read["encoder"] = self.batch(1).source
         if (tower := self.arch.vision) is not None:
             patches = (tower.image // tower.patch) ** 2 + tower.class_token
-            read["vision"] = self.images * Symbol("n_patches", patches, meaning="tokens of an image")
+            read["vision"] = self.images * Symbol(
+                "n_patches", patches, meaning="tokens of an image"
+            )
         return read
 
     def _counted(self, *, again: bool) -> Node:
