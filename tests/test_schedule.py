@@ -39,7 +39,8 @@ from isoflop.plan.schedule import (
     works,
 )
 from isoflop.quantity import number
-from isoflop.quantity.expr import Value, compile_expressions
+from isoflop.quantity.compile import compile_expressions
+from isoflop.quantity.expr import Value
 
 ONE_OF_EACH: list[Schedule] = [
     GPipe(), OneFOneB(), Interleaved(3), ZeroBubble(1), ZeroBubble(2), DualPipe(), DualPipeV(),

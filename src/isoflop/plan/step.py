@@ -26,7 +26,6 @@ from isoflop.quantity import (
     Basis,
     Expr,
     Node,
-    Symbol,
     branch,
     ceil_div,
     leaf,
@@ -267,7 +266,9 @@ class _Step:
                 beside = 3 * core * self.sizes.n_micro_batches
                 return shown(beside, self._seconds(chosen), self.use.share_hidden_data)
             case _:
-                left = 1 - self.use.share_hidden_experts if self.stack.overlaps_experts else number(1)
+                left = (
+                    1 - self.use.share_hidden_experts if self.stack.overlaps_experts else number(1)
+                )
                 return left * self._seconds(chosen)
 
     def _sends(self) -> Node:
