@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from isoflop.count.blocks import describe
 from isoflop.count.memory import BYTES_RUNTIME
-from isoflop.count.memory_rank import Shards, Trained, memory_rank
+from isoflop.count.memory_rank import Shards, Trained, memory_held, memory_rank, parts_held
 from isoflop.count.memory_saved import Recompute
 from isoflop.plan.layout import Layout
 from isoflop.quantity import Node, branch, leaf
 
-__all__ = ["Recompute", "Trained", "memory_training_stage", "shards_of"]
+__all__ = ["Recompute", "Trained", "memory_training_held", "memory_training_stage", "shards_of"]
 
 
 def shards_of(layout: Layout) -> Shards:
@@ -27,6 +30,19 @@ def shards_of(layout: Layout) -> Shards:
 
 def memory_training_stage(job: Trained, layout: Layout, n_micro: int, stage: int) -> Node:
     """Bytes that one accelerator of pipeline stage `stage` holds, as a tree."""
-    rank = memory_rank(job, shards_of(layout), n_micro=n_micro, stage=stage)
+    return _with_runtime(memory_rank(job, shards_of(layout), n_micro=n_micro, stage=stage))
+
+
+def memory_training_held(
+    job: Trained, layout: Layout, kinds: Mapping[str, int], *, first: bool, last: bool
+) -> Node:
+    """The same for any stage that holds so many layers of each kind, or only symbols of it."""
+    shards = shards_of(layout)
+    root = describe(job.arch, job.work)
+    parts = list(parts_held(job.arch, root, kinds, first=first, last=last))
+    return _with_runtime(memory_held(job, shards, parts, shards.in_flight(0, 1)))
+
+
+def _with_runtime(rank: Node) -> Node:
     overhead = leaf("bytes_overhead", "bytes", BYTES_RUNTIME, source=BYTES_RUNTIME.source)
     return branch("bytes_per_accelerator", "bytes", [*rank.children, overhead])

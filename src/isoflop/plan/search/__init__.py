@@ -1,0 +1,1 @@
+"""Search of all legal layouts: the formulas of a plan over arrays of sizes (numpy)."""
