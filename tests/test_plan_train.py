@@ -520,6 +520,10 @@ def test_a_layout_given_is_used_as_it_is_micro_batch_included() -> None:
                       layout=wanted)  # fmt: skip
     alone = bytes_per_accelerator(job(SMALL, batch=4), wanted, 16)
     assert plan.layout == wanted
+    assert plan.binding == "none sought: the layout was given"
+    with pytest.raises(Infeasible, match="the layout given does not fit: tp=1 pp=1 dp=8 zero=1"):
+        plan_train(GPT3, 10**6, parse_cluster("8xh100-sxm"), seq_len=512, global_batch=8,
+                   layout=Layout(dp=8, zero=1))  # fmt: skip
     assert plan.bytes_per_accelerator.value == alone.value
 
 

@@ -29,12 +29,14 @@ def place(job: Trained, cluster: Cluster, global_batch: int, wanted: Layout | No
         for layout in alike:
             memory, refusal = _weigh(job, layout, cluster, global_batch)
             if refusal is None:
-                return layout, memory, tuple(refused), _binding(refused)
+                bound = _binding(refused) if wanted is None else "none sought: the layout was given"
+                return layout, memory, tuple(refused), bound
             refused.append(refusal)
+    where = f"{job.arch.name} on {cluster}"
+    if wanted is not None:
+        raise Infeasible(f"{where}: the layout given does not fit: {refused[0]}")
     closest = min(refused, key=lambda r: r.bytes_over)
-    raise Infeasible(
-        f"{job.arch.name} on {cluster}: none of {len(refused)} layouts fits; closest {closest}"
-    )
+    raise Infeasible(f"{where}: none of {len(refused)} layouts fits; closest {closest}")
 
 
 def _candidates(
