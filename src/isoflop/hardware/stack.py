@@ -35,10 +35,12 @@ class Stack:
         once_per_domain: a token goes to a domain once, not once per expert there (DeepEP).
         bytes_grad: bytes per gradient in the reduction over data-parallel copies.
         expert_imbalance: tokens of the busiest rank's experts over the mean.
-        seconds_host_layer: time that the host needs to issue one dense layer, forward or
-            backward; the accelerator waits where it is faster.
+        seconds_host_layer: time that the host needs to issue one dense layer of one
+            micro-batch, both ways; the accelerator waits where it is faster.
         seconds_host_experts: the same for a layer of experts, where the host must first
             read back how many tokens each expert has.
+        share_sorting: traffic of putting tokens in their experts' order, over each copy
+            read and written twice each way.
         share_elementwise: traffic of norms, activations and sums over what they move when
             each runs alone: below 1 where kernels are fused.
         residual: measured over predicted seconds of this stack, with its 90 % range.
@@ -59,6 +61,7 @@ class Stack:
     expert_imbalance: Symbol
     seconds_host_layer: Symbol
     seconds_host_experts: Symbol
+    share_sorting: Symbol
     share_elementwise: Symbol
     residual: Symbol
     source: str
@@ -123,13 +126,7 @@ def _stack(name: str, row: Mapping[str, Any]) -> Stack:
         basis = Basis.ASSUMED if name == "unknown" else Basis.FITTED
         return Symbol(field, value, basis, Interval(low, high), source=row["source"])
 
-    numbers = (
-        "expert_imbalance",
-        "seconds_host_layer",
-        "seconds_host_experts",
-        "share_elementwise",
-        "residual",
-    )
+    numbers = ("expert_imbalance", "seconds_host_layer", "seconds_host_experts", "share_sorting", "share_elementwise", "residual")
     plain = ("attention", "dropout", "overlaps_tensor", "overlaps_data", "overlaps_experts",
              "scatters_sends", "once_per_domain", "bytes_grad", "source")  # fmt: skip
     return Stack(

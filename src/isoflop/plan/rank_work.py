@@ -74,7 +74,7 @@ class RankWork:
         experts = next(p for p in part.parts if p.name == "experts")
         first = next(p.operator for p in experts.parts if isinstance(p.operator, Matmul))
         moved = experts.times * first.rows * first.inner / (self.sizes.ways("cp") * self._between())
-        size = self.rates.move(2 * 4 * moved)
+        size = self.rates.move(2 * 4 * moved) * self.stack.share_sorting
         return leaf("sorting", "seconds", size, basis=Basis.MODELLED)
 
     def _copies(self, part: Part) -> Expr:
@@ -116,12 +116,13 @@ class RankWork:
         rates = self.rates
         each = rates.bytes_operand if low else number(2)
         rate = rates.layer if low else rates.full
-        into = number(0) if fused_input else op.rows * op.inner
+        first = 0 if fused_input else 1
+        into = first * op.rows * op.inner
         out, weight = op.rows * op.cols, op.inner * op.cols
-        forward = rates.product(op.flops, op.inner, (into + weight) * each + 2 * out, rate)
+        forward = rates.product(op.flops, first * op.inner, (into + weight) * each + 2 * out, rate)
         moved = (2 * out + weight + into) * each + 2 * into
         grads = 2 * self.stack.bytes_grad * weight
-        depth = op.cols + op.rows
+        depth = op.cols + first * op.rows
         backward = rates.product(2 * op.flops, depth, moved + grads, rate)
         if not low:
             return Passes(forward, backward)

@@ -162,10 +162,11 @@ class _Step:
         return branch(part.name, "seconds", children)
 
     def _waits(self, part: Part, busy: Expr) -> Expr:
-        """The accelerator waits for its host to issue work; experts' sizes are read back first."""
-        if self.work.has_experts(part):
-            return self.stack.seconds_host_experts
-        return maximum(0, self.stack.seconds_host_layer - busy)
+        """The accelerator waits where its host is slower to issue a layer than it to run it."""
+        stack = self.stack
+        dealt = self.work.has_experts(part)
+        host = stack.seconds_host_experts if dealt else stack.seconds_host_layer
+        return maximum(0, host - busy)
 
     # --- stages ---------------------------------------------------------------------------
 
