@@ -51,6 +51,7 @@ MAY_LOAD: dict[str, set[str]] = {
 MODULES_MAY_LOAD = {
     "laws.fit": {"numpy", "scipy"},
     "arch.toml": {"pydantic"},
+    "plan.search": {"numpy"},
 }
 
 

@@ -129,8 +129,6 @@ def _stack(name: str, row: Mapping[str, Any]) -> Stack:
     numbers = ("expert_imbalance", "seconds_host_layer", "seconds_host_experts", "share_sorting", "share_elementwise", "residual")
     plain = ("attention", "dropout", "overlaps_tensor", "overlaps_data", "overlaps_experts",
              "scatters_sends", "once_per_domain", "bytes_grad", "source")  # fmt: skip
-    return Stack(
-        name=name,
-        **{field: row[field] for field in plain},
-        **{field: number(field) for field in numbers},
-    )
+    known: dict[str, Any] = {field: row[field] for field in plain}
+    known.update((field, number(field)) for field in numbers)
+    return Stack(name=name, **known)

@@ -7,7 +7,7 @@ evaluated here and compiled to arrays by a search.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -39,6 +39,8 @@ from isoflop.quantity import (
 #: Bytes per weight that Adam reads and writes: master weight, two moments and gradient in
 #: fp32 read, the first three written, and the 16-bit weight.
 BYTES_ADAM = 4 * 4 + 3 * 4 + 2
+#: What the two ends of a model run beside its layers.
+FIRST, LAST = ("embedding",), ("final_norm", "head", "loss")
 #: What a message's path begins with, and what the tree calls it.
 TRAFFIC = {"tp": "tensor", "cp": "context", "ep": "experts"}
 
@@ -65,6 +67,41 @@ def step_time(
     """
     chosen = find_stack(setting.stack) if stack is None else stack
     return _Step(setting, chosen, constants() if use is None else use).tree()
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """Seconds that one micro-batch takes through something, forward and backward."""
+
+    forward: Expr
+    backward: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """What a step is made of, for an event-by-event simulation of its pipeline.
+
+    layers: one layer of each kind, with its host's waiting; first, last: what the two ends of
+    the model add; traffic: that of one micro-batch and layer which its work does not hide;
+    send: from one chunk to the next; once: data parallelism and the optimizer. All without
+    the stack's `residual`, by which the whole step is multiplied.
+    """
+
+    layers: Mapping[str, Passes]
+    first: Passes
+    last: Passes
+    traffic: Expr
+    send: Expr
+    once: Expr
+    residual: Expr
+
+
+def step_pieces(
+    setting: Setting, use: Constants | None = None, *, stack: Stack | None = None
+) -> Pieces:
+    """The pieces of `step_time`'s tree."""
+    chosen = find_stack(setting.stack) if stack is None else stack
+    return _Step(setting, chosen, constants() if use is None else use).pieces()
 
 
 def shown(work: Expr, beside: Expr, hidden: Expr) -> Expr:
@@ -136,6 +173,22 @@ class _Step:
         children += [*self._data(), self._optimizer()]
         return branch("seconds_step", "seconds", children, times=self.stack.residual)
 
+    def pieces(self) -> Pieces:
+        layers = {
+            name: (node.find("forward").total, node.total) for name, node in self.layers.items()
+        }
+        n_micro, per_stage = self.sizes.n_micro_batches, self.setting.arch.n_layers / self.sizes.pp
+        hops = 2 * n_micro * self.sizes.virtual_pp
+        return Pieces(
+            layers={name: Passes(f, whole - f) for name, (f, whole) in layers.items()},
+            first=self._passes(*FIRST),
+            last=self._passes(*LAST),
+            traffic=total(node.total for node in self._within()) / (n_micro * per_stage),
+            send=self._sends().total / hops if "pp" in self.sizes else number(0),
+            once=total(node.total for node in [*self._data(), self._optimizer()]),
+            residual=self.stack.residual,
+        )
+
     def _stage(self) -> Node:
         """All micro-batches through the layers of the fullest stage."""
         kinds = [replace(node, times=self._share(name)) for name, node in self.layers.items()]
@@ -202,21 +255,22 @@ class _Step:
         all_kinds = total(node.total * arch.times(name) for name, node in self.layers.items())
         return all_kinds / arch.n_layers
 
-    def _both_ways(self, *names: str) -> Expr:
+    def _passes(self, *names: str) -> Passes:
         parts = [self.parts[name] for name in names if name in self.parts]
-        return total(
-            node.total
-            for part in parts
-            for node in (self.work.forward(part, part.name), self.work.backward(part, part.name))
+        return Passes(
+            total(self.work.forward(part, part.name).total for part in parts),
+            total(self.work.backward(part, part.name).total for part in parts),
         )
 
     @cached_property
     def _first(self) -> Expr:
-        return self._both_ways("embedding")
+        ends = self._passes(*FIRST)
+        return ends.forward + ends.backward
 
     @cached_property
     def _last(self) -> Expr:
-        return self._both_ways("final_norm", "head", "loss")
+        ends = self._passes(*LAST)
+        return ends.forward + ends.backward
 
     def _ends(self) -> Node:
         """What the embedding or the head adds to the fullest stage, one micro-batch."""

@@ -66,10 +66,14 @@ def in_chunks(function: Callable[..., Any], arrays: Sequence[Floats], width: int
 
 def sizes(space: Space, columns: Columns) -> dict[str, Floats]:
     """The columns by the names that formulas give them."""
-    named = {name: column.astype(float) for name, column in columns.items()}
-    named["batch"], named["virtual_pp"] = named.pop("micro_batch"), named.pop("virtual")
-    named["n_micro_batches"] = space.global_batch // (columns["dp"] * columns["micro_batch"])
-    return named
+    called = {"micro_batch": "batch", "virtual": "virtual_pp"}
+    n_micro = space.global_batch // (columns["dp"] * columns["micro_batch"])
+    named: dict[str, NDArray[np.int64]] = {
+        called.get(n, n): column for n, column in columns.items()
+    }
+    return {
+        name: column.astype(float) for name, column in {**named, "n_micro_batches": n_micro}.items()
+    }
 
 
 def template(space: Space, columns: Columns, variation: Variation) -> Layout:
@@ -116,7 +120,7 @@ class Stages(NamedTuple):
 
     content: Content
     interleaved: bool
-    index: dict[int, int]
+    stage: dict[int, int]
     layers: dict[int, Counter[str]]
 
 
@@ -127,7 +131,7 @@ def bytes_needed(space: Space, job: Trained, columns: Columns) -> Floats:
     named = sizes(space, columns)
     most = np.zeros((len(shape_of), len(space.variations)))
     for stages in _stages_unlike(space, [(int(pp), int(v)) for pp, v in shapes]):
-        rows = np.flatnonzero(np.isin(shape_of, list(stages.index)))
+        rows = np.flatnonzero(np.isin(shape_of, list(stages.stage)))
         run, over = _stage(space, job, columns, stages)
         looked_up = _by_shape(stages, len(shapes))
         of_layout = {name: array[rows] for name, array in named.items()}
@@ -158,7 +162,7 @@ def _stage(
 
 def _by_shape(stages: Stages, n_shapes: int) -> dict[str, Floats]:
     """What differs from shape to shape, as tables."""
-    tables = {"stage": stages.index}
+    tables = {"stage": stages.stage}
     for kind in stages.content.kinds:
         tables[f"n_{kind}_stage"] = {shape: own[kind] for shape, own in stages.layers.items()}
     return {
@@ -182,5 +186,5 @@ def _stages_unlike(space: Space, shapes: list[tuple[int, int]]) -> Iterator[Stag
             key = content, virtual > 1, met[content]
             met[content] += 1
             one = found.setdefault(key, Stages(content, virtual > 1, {}, {}))
-            one.index[shape], one.layers[shape] = stage, kinds
+            one.stage[shape], one.layers[shape] = stage, kinds
     yield from found.values()

@@ -75,10 +75,12 @@ class Space:
         table = np.array(rows, dtype=np.int64).reshape(len(rows), len(NAMES))
         return {name: table[:, i] for i, name in enumerate(NAMES)}
 
-    def applies(self, variation: Variation, columns: Columns) -> NDArray[np.bool_]:
-        """Rows that a variation is meant for: ZeRO needs copies to split anything over."""
-        alone = columns["dp"] * columns["cp"] == 1
-        return ~alone | (variation.zero == 0 or "zero" in self.fixed)
+    def applies(self, columns: Columns) -> NDArray[np.bool_]:
+        """Of each row, the variations that mean something: ZeRO splits over copies."""
+        copied = columns["dp"] * columns["cp"] > 1
+        plain = np.array([v.zero == 0 or "zero" in self.fixed for v in self.variations])
+        offered: NDArray[np.bool_] = copied[:, None] | plain[None, :]
+        return offered
 
     def layout(self, row: int, variation: Variation) -> Layout:
         sizes: dict[str, Any] = {name: int(self.columns[name][row]) for name in NAMES}
@@ -93,9 +95,16 @@ class Space:
         A rule of a layout is about one of three groups of sizes (how tensors are cut, how
         experts are dealt, how the batch is), so each group is asked for alone.
         """
-        legal = _asks(self.arch, replace(self.cluster, node=None, count=count), self.global_batch, self.seq_len)
+        legal = _asks(
+            self.arch,
+            replace(self.cluster, node=None, count=count),
+            self.global_batch,
+            self.seq_len,
+        )
         for tp, cp, sp in product(self._tensor(), self._context(), self._sequence()):
-            if (sp == 0 and tp == 1 and "sequence_parallel" not in self.fixed) or not legal(tp=tp, cp=cp, sequence_parallel=bool(sp)):
+            if (sp == 0 and tp == 1 and "sequence_parallel" not in self.fixed) or not legal(
+                tp=tp, cp=cp, sequence_parallel=bool(sp)
+            ):
                 continue
             for pp, micro_batch in product(self._pipeline(), self._micro_batches()):
                 dp = self._copies(count // (tp * cp * pp), micro_batch)
