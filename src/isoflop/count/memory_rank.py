@@ -39,6 +39,7 @@ from isoflop.quantity import (
     minimum,
     number,
     total,
+    where,
 )
 from isoflop.quantity.expr import product
 
@@ -86,10 +87,12 @@ class Shards:
         pp = Symbol("pp", self.pp, meaning="pipeline stages")
         n = Symbol("n_micro_batches", n_micro, meaning="micro-batches per pipeline and step")
         behind = pp - Symbol("stage", stage, meaning="the pipeline stage, counted from 0")
+        plain = minimum(behind, n)
         if self.virtual == 1:
-            return minimum(behind, n)
+            return plain
         chunks = Symbol("virtual_pp", self.virtual, meaning="chunks of layers on each stage")
-        return minimum(2 * (behind - 1) + (chunks - 1) * pp + 1, n * chunks) / chunks
+        held = minimum(2 * (behind - 1) + (chunks - 1) * pp + 1, n * chunks)
+        return where(chunks - 1, held / chunks, plain)
 
 
 @dataclass(frozen=True, slots=True)

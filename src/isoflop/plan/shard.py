@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from isoflop.count.blocks import describe
+from isoflop.count.blocks import Part
 from isoflop.count.memory import BYTES_RUNTIME
 from isoflop.count.memory_rank import Shards, Trained, memory_held, memory_rank, parts_held
 from isoflop.count.memory_saved import Recompute
@@ -34,11 +34,16 @@ def memory_training_stage(job: Trained, layout: Layout, n_micro: int, stage: int
 
 
 def memory_training_held(
-    job: Trained, layout: Layout, kinds: Mapping[str, int], *, first: bool, last: bool
+    job: Trained,
+    root: Part,
+    layout: Layout,
+    kinds: Mapping[str, int],
+    *,
+    first: bool,
+    last: bool,
 ) -> Node:
-    """The same for any stage that holds so many layers of each kind, or only symbols of it."""
+    """The same for any stage that holds so many layers of each kind; `root` describes the job."""
     shards = shards_of(layout)
-    root = describe(job.arch, job.work)
     parts = list(parts_held(job.arch, root, kinds, first=first, last=last))
     return _with_runtime(memory_held(job, shards, parts, shards.in_flight(0, 1)))
 

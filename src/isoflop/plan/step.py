@@ -277,7 +277,8 @@ class _Step:
         size = self._first + self._last
         if "pp" in self.sizes:
             most = maximum(self._first, self._last)
-            size = where(self._uneven, maximum(0, most - self._one_layer), most)
+            uneven = maximum(0, most - self._one_layer)
+            size = where(self.sizes.pp - 1, where(self._uneven, uneven, most), size)
         return self._leaf("ends", size, self.sizes.n_micro_batches)
 
     def _bubble(self) -> Node:
@@ -371,4 +372,7 @@ class _Step:
         if experts:
             return total(kinds)
         ends = [self.work.weights(self.parts[n], experts=False) for n in ("embedding", "head")]
-        return total([*kinds, maximum(*ends) if "pp" in self.sizes else total(ends)])
+        held = total(ends)
+        if "pp" in self.sizes:
+            held = where(self.sizes.pp - 1, maximum(*ends), held)
+        return total([*kinds, held])

@@ -1,8 +1,8 @@
 """The formulas of a plan compiled to arrays: bytes of a stage and seconds of a step.
 
 Structure branches in Python, so there is one function per structure: for each stage that
-differs from others in what it holds, and for steps with and without a pipeline. Sizes of the
-layout are its arguments; it gives one result for each variation, and what variations share is
+differs from others in what it holds, and for steps with and without sequence parallelism. Sizes
+of the layout are its arguments; it gives one result for each variation, and what variations share is
 computed once.
 """
 
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.count.blocks import describe
 from isoflop.count.stages import layers_of_stage
 from isoflop.plan.layout import Layout
 from isoflop.plan.place import stages_unlike
@@ -119,7 +120,6 @@ class Stages(NamedTuple):
     """Stages of equal content, one for each shape of pipeline: its index and its layers."""
 
     content: Content
-    interleaved: bool
     stage: dict[int, int]
     layers: dict[int, Counter[str]]
 
@@ -145,11 +145,12 @@ def _stage(
     space: Space, job: Trained, columns: Columns, stages: Stages
 ) -> tuple[Callable[..., Any], tuple[str, ...]]:
     """Bytes of one kind of stage, and the names of what they depend on."""
-    content = stages.content
+    content, root = stages.content, describe(job.arch, job.work)
     trees = [
         memory_training_held(
             replace(job, recompute=v.recompute),
-            replace(template(space, columns, v), virtual=1 + stages.interleaved),
+            root,
+            template(space, columns, v),
             dict.fromkeys(content.kinds, 1),
             first=content.first,
             last=content.last,
@@ -176,15 +177,15 @@ def _stages_unlike(space: Space, shapes: list[tuple[int, int]]) -> Iterator[Stag
 
     A shape with two stages of one content (of eight and of seven layers) comes twice.
     """
-    found: dict[tuple[Content, bool, int], Stages] = {}
+    found: dict[tuple[Content, int], Stages] = {}
     for shape, (pp, virtual) in enumerate(shapes):
         met: Counter[Content] = Counter()
         for stage in stages_unlike(space.arch, Layout(pp=pp, virtual=virtual)):
             own = layers_of_stage(space.arch.n_layers, pp, stage, virtual)
             kinds = Counter(space.arch.layers[i].name for i in own)
             content = Content(stage == 0, stage == pp - 1, tuple(sorted(kinds)))
-            key = content, virtual > 1, met[content]
+            key = content, met[content]
             met[content] += 1
-            one = found.setdefault(key, Stages(content, virtual > 1, {}, {}))
+            one = found.setdefault(key, Stages(content, {}, {}))
             one.stage[shape], one.layers[shape] = stage, kinds
     yield from found.values()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import product
 from typing import Any, Literal, TypeAlias, get_args
@@ -93,14 +93,10 @@ class Space:
         """Legal rows on `count` accelerators.
 
         A rule of a layout is about one of three groups of sizes (how tensors are cut, how
-        experts are dealt, how the batch is), so each group is asked for alone.
+        experts are dealt, how the batch is), so each group is asked for alone; whole nodes
+        of a cluster have its rules.
         """
-        legal = _asks(
-            self.arch,
-            replace(self.cluster, node=None, count=count),
-            self.global_batch,
-            self.seq_len,
-        )
+        legal = self._legal
         for tp, cp, sp in product(self._tensor(), self._context(), self._sequence()):
             if (sp == 0 and tp == 1 and "sequence_parallel" not in self.fixed) or not legal(
                 tp=tp, cp=cp, sequence_parallel=bool(sp)
@@ -152,13 +148,15 @@ class Space:
     def _deals(self, copies: int) -> Iterable[int]:
         return self._said("ep", divisors(copies))
 
+    @cached_property
+    def _legal(self) -> Callable[..., bool]:
+        """Whether sizes, all others being 1, break no rule; each asked once."""
 
-def _asks(arch: Arch, cluster: Cluster, global_batch: int, seq_len: int) -> Any:
-    """Whether sizes, all others being 1, break no rule; each asked once."""
+        @cache
+        def legal(**sizes: int) -> bool:
+            layout = Layout(**sizes)  # type: ignore[arg-type]  # sequence_parallel comes as 0 or 1
+            return not broken_rules(
+                layout, self.arch, self.cluster, self.global_batch, self.seq_len
+            )
 
-    @cache
-    def legal(**sizes: int) -> bool:
-        layout = Layout(**{"dp": 1, **sizes})  # type: ignore[arg-type]
-        return not broken_rules(layout, arch, cluster, global_batch, seq_len)
-
-    return legal
+        return legal

@@ -71,18 +71,13 @@ def taken(columns: Columns, rows: Rows) -> Columns:
 def _timed(
     space: Space, setting: Setting, rows: Rows, held: Floats, room: float
 ) -> list[tuple[Rows, Rows, Floats, Floats]]:
-    """Steps with a pipeline and without: their formulas differ."""
-    found = []
-    piped = space.columns["pp"][rows] > 1
-    for which in (piped, ~piped):
-        some = np.flatnonzero(which & (held <= room).any(axis=1))
-        if some.size:
-            took = seconds(space, setting, taken(space.columns, rows[some]))
-            at, variation = np.nonzero(np.isfinite(held[some]))
-            found.append(
-                (rows[some][at], variation, took[at, variation], held[some][at, variation])
-            )
-    return found
+    """Step times of rows of one structure of which some variation fits."""
+    some = np.flatnonzero((held <= room).any(axis=1))
+    if not some.size:
+        return []
+    took = seconds(space, setting, taken(space.columns, rows[some]))
+    at, variation = np.nonzero(np.isfinite(held[some]))
+    return [(rows[some][at], variation, took[at, variation], held[some][at, variation])]
 
 
 def _nearer(known: TooLarge, rows: Rows, held: Floats, large: NDArray[np.bool_]) -> TooLarge:
