@@ -48,6 +48,7 @@ PLANS = {
         "Plan a training run: time, energy, money, memory, layout.",
     ),
     "serve": ("plan:plan_serve_command", "Plan a server: memory, accelerators, times, money."),
+    "diff": ("plan_diff:plan_diff", "Show what changed between two plans, and why."),
 }
 
 #: optional packages, and the extra that installs each

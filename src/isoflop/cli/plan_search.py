@@ -104,7 +104,11 @@ def _front(found: Found) -> list[str]:
     heads = ["  accelerators", "days", "dollars", "layout"]
     left = len(found.front) - len(rows)
     more = [f"  and {left} more (--json lists them)"] if left else []
-    return ["none is both faster and cheaper than these:", table(rows, heads, "rrrl"), *more]
+    return [
+        "by formula, none is both faster and cheaper than these:",
+        table(rows, heads, "rrrl"),
+        *more,
+    ]
 
 
 def _row(choice: Choice) -> list[str]:
@@ -132,7 +136,7 @@ def _counters(found: Found) -> list[str]:
     c = found.counters
     return [
         f"searched {c.enumerated:,} legal layouts in {format_seconds(c.seconds)}: "
-        f"{c.refused:,} refused by memory unread, {c.evaluated:,} timed "
+        f"{c.refused:,} refused by memory alone, {c.evaluated:,} timed "
         f"({format_count(round(c.plans_per_second_per_core))} a second on one core), "
         f"{c.fit:,} fit, {c.simulated} run event by event in {format_seconds(c.seconds_simulation)}"
     ]

@@ -243,9 +243,7 @@ def memory_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 
     return memory_held(job, shards, parts, shards.in_flight(stage, n_micro))
 
 
-def memory_held(
-    job: Trained, shards: Shards, parts: list[tuple[Part, Expr]], flight: Expr
-) -> Node:
+def memory_held(job: Trained, shards: Shards, parts: list[tuple[Part, Expr]], flight: Expr) -> Node:
     """Bytes of a rank that holds `parts`, with `flight` micro-batches of its layers."""
     state = job.state
     return branch(

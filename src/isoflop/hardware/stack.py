@@ -126,7 +126,14 @@ def _stack(name: str, row: Mapping[str, Any]) -> Stack:
         basis = Basis.ASSUMED if name == "unknown" else Basis.FITTED
         return Symbol(field, value, basis, Interval(low, high), source=row["source"])
 
-    numbers = ("expert_imbalance", "seconds_host_layer", "seconds_host_experts", "share_sorting", "share_elementwise", "residual")
+    numbers = (
+        "expert_imbalance",
+        "seconds_host_layer",
+        "seconds_host_experts",
+        "share_sorting",
+        "share_elementwise",
+        "residual",
+    )
     plain = ("attention", "dropout", "overlaps_tensor", "overlaps_data", "overlaps_experts",
              "scatters_sends", "once_per_domain", "bytes_grad", "source")  # fmt: skip
     known: dict[str, Any] = {field: row[field] for field in plain}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from time import perf_counter
 
-from isoflop.errors import Infeasible, InputError
+from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.hardware import Cluster
-from isoflop.plan.layout import broken_rules, divisors
+from isoflop.plan.layout import Layout, broken_rules, divisors
 from isoflop.plan.search.found import (
     Choice,
     Counters,
@@ -38,13 +38,15 @@ def search(
     recompute_too: bool = True,
     minimize: Objective = "time",
     limits: Limits | None = None,
+    n_simulated: int = SIMULATED,
 ) -> Found:
     """The best layout of a training run among all legal ones.
 
     `ask` says what to train on what; its `stack` names the trainer's software, its layout is
     not read. `fixed` are sizes that the user said, by field of `Layout`. Recomputation is
     searched too unless `recompute_too` is off. The whole cluster is used, or a divisor of its
-    nodes, whatever is least by `minimize`.
+    nodes, whatever is least by `minimize`. The `n_simulated` best by formula are run event by
+    event and ranked by that.
 
     Raises:
         InputError: a question that `plan_train` would not answer, or limits out of bounds.
@@ -63,7 +65,7 @@ def search(
     known = replace(ask, stack=ask.stack or UNKNOWN, layout=None)
     if bad := [*problems_of(known), *kept.problems()]:
         raise InputError("plan train", bad)
-    return _Search(known, dict(fixed or {}), recompute_too, minimize, kept).found()
+    return _Search(known, dict(fixed or {}), recompute_too, minimize, kept).found(n_simulated)
 
 
 def sub_counts(cluster: Cluster) -> tuple[int, ...]:
@@ -96,11 +98,13 @@ class _Search:
     def room(self) -> float:
         return float(self.ask.cluster.chip.bytes_memory.value) * (1 - self.limits.memory_margin)
 
-    def found(self) -> Found:
+    def found(self, n_simulated: int) -> Found:
         started = perf_counter()
+        if not self.space.size:
+            raise InputError("plan train", self._unmet())
         timed = weigh(self.space, self.ask.job, self.setting(0, 0), self.room)
         scores = Scores(self.ask, self.space, timed, self.minimize, self.limits, self.room)
-        best, front = scores.best(SIMULATED), scores.front()
+        best, front = scores.best(n_simulated), scores.front()
         middle = perf_counter()
         if not best.size:
             raise Infeasible(self._nothing(scores))
@@ -157,6 +161,16 @@ class _Search:
                                 setting.global_batch, setting.seq_len)  # fmt: skip
         work = replace(self.ask.work, recompute=setting.recompute)
         return planned(replace(self.ask, work=work, cluster=setting.cluster, layout=setting.layout))
+
+    def _unmet(self) -> list[Problem]:
+        """Why what the user fixed leaves no legal layout."""
+        ask, sizes = self.ask, dict(self.fixed)
+        layout = Layout(**sizes)  # type: ignore[arg-type]  # sizes of the command line, by field
+        broken = broken_rules(
+            layout, ask.work.arch, ask.cluster, ask.global_batch, ask.work.seq_len
+        )
+        said = " ".join(f"{name}={size}" for name, size in sizes.items()) or "nothing"
+        return broken or [Problem("fixed", said, f"leaves a legal layout on {ask.cluster}")]
 
     def _nothing(self, scores: Scores) -> str:
         where = f"{self.ask.work.arch.name} on {self.ask.cluster}"

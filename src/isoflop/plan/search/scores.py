@@ -116,11 +116,12 @@ class Scores:
         return tuple(found)
 
     def binding(self) -> str:
-        """What keeps a better layout out, among those whose time is known."""
+        """What alone keeps a better layout out, among those whose time is known."""
         least = float(self.cost[self.left].min())
-        better = self.cost < least
+        alone = np.sum(list(self.over.values()), axis=0) == 1
+        better = alone & (self.cost < least)
         if not better.any():
-            return "compute: nothing that was refused and timed is better"
+            return "compute: nothing that one limit alone refused is better"
         i = int(np.where(better, self.cost, np.inf).argmin())
         reason = next(name for name, over in self.over.items() if over[i])
         less = 1 - float(self.cost[i]) / least

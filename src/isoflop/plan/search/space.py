@@ -75,6 +75,11 @@ class Space:
         table = np.array(rows, dtype=np.int64).reshape(len(rows), len(NAMES))
         return {name: table[:, i] for i, name in enumerate(NAMES)}
 
+    @property
+    def size(self) -> int:
+        """Splits of the model; each comes in every variation that applies."""
+        return len(self.columns["tp"])
+
     def applies(self, columns: Columns) -> NDArray[np.bool_]:
         """Of each row, the variations that mean something: ZeRO splits over copies."""
         copied = columns["dp"] * columns["cp"] > 1
