@@ -14,6 +14,7 @@ from functools import cached_property
 from isoflop.count.blocks import Part, describe
 from isoflop.count.workload import Workload
 from isoflop.hardware.fabric import Fabric, fabric_of
+from isoflop.hardware.fitted import Beliefs, shipped
 from isoflop.hardware.stack import Stack, find_stack
 from isoflop.plan.constants import Constants, constants
 from isoflop.plan.group import Dimension, Group, Ways, groups
@@ -44,12 +45,10 @@ BYTES_ADAM = 4 * 4 + 3 * 4 + 2
 TRAFFIC = {"tp": "tensor", "cp": "context", "ep": "experts"}
 
 
-def step_time(
-    setting: Setting, use: Constants | None = None, *, stack: Stack | None = None
-) -> Node:
-    """Seconds of one step, as a tree.
+def step_time(setting: Setting, beliefs: Beliefs | None = None) -> Node:
+    """Seconds of one step, as a tree, with its 90 % range.
 
-    `use` and `stack` bring other numbers than those fitted and that of the setting's name.
+    `beliefs` brings other uncertain numbers than those that isoflop was fitted to.
 
     Raises:
         InputError: the chip does not compute in the setting's precision, or a group spans
@@ -64,8 +63,7 @@ def step_time(
     >>> [child.name for child in step_time(step).children]
     ['layers', 'ends', 'data', 'optimizer']
     """
-    chosen = find_stack(setting.stack) if stack is None else stack
-    return _Step(setting, chosen, constants() if use is None else use).tree()
+    return _Step(setting, shipped() if beliefs is None else beliefs).tree()
 
 
 def shown(work: Expr, beside: Expr, hidden: Expr) -> Expr:
@@ -76,10 +74,17 @@ def shown(work: Expr, beside: Expr, hidden: Expr) -> Expr:
 @dataclass(frozen=True)
 class _Step:
     setting: Setting
-    stack: Stack
-    use: Constants
+    beliefs: Beliefs
 
     # --- what it stands on ------------------------------------------------------------
+
+    @cached_property
+    def stack(self) -> Stack:
+        return find_stack(self.setting.stack, self.beliefs)
+
+    @cached_property
+    def use(self) -> Constants:
+        return constants(self.beliefs)
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -88,7 +93,7 @@ class _Step:
     @cached_property
     def work(self) -> RankWork:
         s = self.setting
-        rates = Rates.of(s.cluster.chip, s.compute, self.stack, self.use)
+        rates = Rates.of(s.cluster.chip, s.compute, self.stack, self.beliefs)
         return RankWork(s, self.stack, self.sizes, rates)
 
     @cached_property
@@ -135,7 +140,9 @@ class _Step:
         if "pp" in self.sizes:
             children += [self._bubble(), self._sends()]
         children += [*self._data(), self._optimizer()]
-        return branch("seconds_step", "seconds", children, times=self.stack.residual)
+        sparse = any(map(self.work.has_experts, self.kinds.values()))
+        error = self.use.error_of_experts if sparse else self.use.error_of_model
+        return branch("seconds_step", "seconds", children, times=self.stack.residual * error)
 
     def _stage(self) -> Node:
         """All micro-batches through the layers of the fullest stage."""
@@ -268,8 +275,7 @@ class _Step:
                 beside = 3 * core * self.sizes.n_micro_batches
                 return shown(beside, self._seconds(chosen), self.use.share_hidden_data)
             case _:
-                left = 1 - self.use.share_hidden_experts if self.stack.overlaps_experts else number(1)
-                return left * self._seconds(chosen)
+                return self._seconds(chosen)
 
     def _sends(self) -> Node:
         """Activations and gradients handed to the next stage."""
