@@ -30,8 +30,7 @@ class Stack:
         dropout: whether probabilities and outputs of blocks are dropped out in training.
         overlaps_tensor: tensor-parallel collectives run beside matrix products.
         overlaps_data: gradients are reduced, and weights gathered, beside backward and forward.
-        scatters_sends: tensor ranks each send their part of an activation to the next stage,
-            not all of it (Narayanan 2021, 2104.04473, section 4.1).
+        overlaps_experts: the experts' exchange runs beside another micro-batch's work.
         once_per_domain: a token goes to a domain once, not once per expert there (DeepEP).
         bytes_grad: bytes per gradient in the reduction over data-parallel copies.
         expert_imbalance: tokens of the busiest rank's experts over the mean.
@@ -54,7 +53,7 @@ class Stack:
     dropout: bool
     overlaps_tensor: bool
     overlaps_data: bool
-    scatters_sends: bool
+    overlaps_experts: bool
     once_per_domain: bool
     bytes_grad: int
     expert_imbalance: Symbol
@@ -124,7 +123,7 @@ def _stack(name: str, row: Mapping[str, Any], beliefs: Beliefs) -> Stack:
     numbers = ("expert_imbalance", "seconds_host_layer", "seconds_host_experts",
                "share_sorting", "share_elementwise", "residual")  # fmt: skip
     plain = ("attention", "dropout", "overlaps_tensor", "overlaps_data",
-             "scatters_sends", "once_per_domain", "bytes_grad", "source")  # fmt: skip
+             "overlaps_experts", "once_per_domain", "bytes_grad", "source")  # fmt: skip
     return Stack(
         name=name,
         **{field: row[field] for field in plain},

@@ -25,8 +25,9 @@ class Constants:
     share_attention: Symbol
     share_link: Symbol
     share_network: Symbol
-    share_hidden_tensor: Symbol
-    share_hidden_data: Symbol
+    share_shown_tensor: Symbol
+    share_shown_data: Symbol
+    share_shown_experts: Symbol
     error_of_model: Symbol
     error_of_experts: Symbol
 

@@ -66,9 +66,9 @@ def step_time(setting: Setting, beliefs: Beliefs | None = None) -> Node:
     return _Step(setting, shipped() if beliefs is None else beliefs).tree()
 
 
-def shown(work: Expr, beside: Expr, hidden: Expr) -> Expr:
-    """What `beside` adds to `work` where `hidden` of the shorter of the two runs at once."""
-    return beside - hidden * minimum(work, beside)
+def shown(work: Expr, beside: Expr, share: Expr) -> Expr:
+    """What `beside` adds to `work` where all but `share` of the shorter of the two is hidden."""
+    return beside - (1 - share) * minimum(work, beside)
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ class _Step:
             case "tp":
                 again = [m for m in chosen if m.path.endswith("gather_again")]
                 rest = [m for m in chosen if m not in again]
-                left = 1 - self.use.share_hidden_tensor
+                left = self.use.share_shown_tensor
                 if self.stack.overlaps_tensor:
                     return left * self._seconds(chosen)
                 return self._seconds(rest) + left * self._seconds(again)
@@ -273,18 +273,22 @@ class _Step:
                     for name, part in self.kinds.items()
                 )
                 beside = 3 * core * self.sizes.n_micro_batches
-                return shown(beside, self._seconds(chosen), self.use.share_hidden_data)
+                return shown(beside, self._seconds(chosen), self.use.share_shown_data)
             case _:
-                return self._seconds(chosen)
+                left = self.use.share_shown_experts if self.stack.overlaps_experts else number(1)
+                return left * self._seconds(chosen)
 
     def _sends(self) -> Node:
-        """Activations and gradients handed to the next stage."""
-        chosen = [m for m in self.messages if m.path.startswith("pp/")]
-        size = self._seconds(chosen)
-        if self.stack.scatters_sends and not self.setting.layout.sequence_parallel:
+        """Activations and gradients handed to the next stage.
+
+        Where they are whole on each tensor rank, each sends its part (Narayanan 2021,
+        2104.04473, section 4.1; DeepSpeed's partitioned tensors).
+        """
+        size = self._seconds(m for m in self.messages if m.path.startswith("pp/"))
+        if not self.setting.layout.sequence_parallel:
             size = size / self.sizes.ways("tp")
         if self.stack.overlaps_data:
-            size = (1 - self.use.share_hidden_data) * size
+            size = self.use.share_shown_data * size
         return self._leaf("sends", size)
 
     def _data(self) -> list[Node]:
@@ -297,7 +301,7 @@ class _Step:
             beside = self._slots * self._one_layer
             if self.setting.layout.zero >= 2:
                 beside = beside * self.sizes.n_micro_batches
-            size = shown(beside, size, self.use.share_hidden_data)
+            size = shown(beside, size, self.use.share_shown_data)
         return [self._leaf("data", size)]
 
     def _leaf(self, name: str, size: Expr, times: Expr | int = 1) -> Node:
