@@ -37,7 +37,7 @@ COVERED = 0.85
 #: errors are alike.
 ALIKE = 12
 #: Shares of what cannot be exceeded.
-MOST = {"share_matmul_": 1.0, "share_network": 1.0, "share_link": 1.0, "share_shown_": 1.0}
+MOST = {"share_matmul_": 1.0, "share_shown_": 1.0}
 #: Residuals of stacks are held closer to 1 than their ranges say, so that the level of all is
 #: the constants', and an unseen stack is predicted at the mean of those seen.
 TIGHTER = {"residual_": 1.6}

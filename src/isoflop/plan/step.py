@@ -98,11 +98,13 @@ class _Step:
 
     @cached_property
     def fabric(self) -> Fabric:
-        """The cluster's, at the rates that collectives reach inside a step."""
+        """The cluster's, at the rates that collectives reach beside other kernels."""
+        alone = fabric_of(self.setting.cluster)
         return replace(
-            fabric_of(self.setting.cluster),
-            efficiency_link=self.use.share_link,
-            efficiency_network=self.use.share_network,
+            alone,
+            efficiency_link=alone.efficiency_link * self.use.share_link,
+            efficiency_in_switch=alone.efficiency_in_switch * self.use.share_link,
+            efficiency_network=alone.efficiency_network * self.use.share_network,
         )
 
     @cached_property
