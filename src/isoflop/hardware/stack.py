@@ -14,7 +14,8 @@ from importlib import resources
 from typing import Any, Literal, TypeAlias, get_args
 
 from isoflop.errors import InputError, Problem, UnknownName
-from isoflop.quantity import Basis, Interval, Symbol
+from isoflop.hardware.fitted import Beliefs, shipped
+from isoflop.quantity import Basis, Symbol
 
 #: `unfused` writes every score to memory; the others keep scores on the chip.
 Kernel: TypeAlias = Literal["unfused", "flash1", "flash2", "flash3", "cudnn"]
@@ -30,8 +31,6 @@ class Stack:
         overlaps_tensor: tensor-parallel collectives run beside matrix products.
         overlaps_data: gradients are reduced, and weights gathered, beside backward and forward.
         overlaps_experts: the experts' exchange runs beside another micro-batch's work.
-        scatters_sends: tensor ranks each send their part of an activation to the next stage,
-            not all of it (Narayanan 2021, 2104.04473, section 4.1).
         once_per_domain: a token goes to a domain once, not once per expert there (DeepEP).
         bytes_grad: bytes per gradient in the reduction over data-parallel copies.
         expert_imbalance: tokens of the busiest rank's experts over the mean.
@@ -55,7 +54,6 @@ class Stack:
     overlaps_tensor: bool
     overlaps_data: bool
     overlaps_experts: bool
-    scatters_sends: bool
     once_per_domain: bool
     bytes_grad: int
     expert_imbalance: Symbol
@@ -77,7 +75,7 @@ class Stack:
             raise InputError(f"stack {self.name}", bad)
 
 
-def find_stack(name: str) -> Stack:
+def find_stack(name: str, beliefs: Beliefs | None = None) -> Stack:
     """The stack called `name`, upper or lower case.
 
     Raises:
@@ -86,11 +84,10 @@ def find_stack(name: str) -> Stack:
     >>> find_stack("megatron-2021").attention
     'unfused'
     """
-    known = _stacks()
-    folded = name.strip().casefold()
-    if folded not in known:
-        raise UnknownName("stack", name, known, hint="`unknown` stands for any other")
-    return known[folded]
+    rows, folded = _rows(), name.strip().casefold()
+    if folded not in rows:
+        raise UnknownName("stack", name, rows, hint="`unknown` stands for any other")
+    return _stack(_own(folded, rows), _whole(folded, rows), beliefs or shipped())
 
 
 def stack_names() -> tuple[str, ...]:
@@ -99,14 +96,13 @@ def stack_names() -> tuple[str, ...]:
     >>> "unknown" in stack_names()
     True
     """
-    return tuple(_stacks())
+    return tuple(_rows())
 
 
 @cache
-def _stacks() -> Mapping[str, Stack]:
+def _rows() -> Mapping[str, Any]:
     text = resources.files("isoflop.hardware").joinpath("stacks.toml").read_text("utf-8")
-    rows = tomllib.loads(text)["stack"]
-    return {name: _stack(_own(name, rows), _whole(name, rows)) for name in rows}
+    return dict(tomllib.loads(text)["stack"])
 
 
 def _own(name: str, rows: Mapping[str, Any]) -> str:
@@ -120,22 +116,14 @@ def _whole(name: str, rows: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**_whole(row["like"], rows), **row} if "like" in row else row
 
 
-def _stack(name: str, row: Mapping[str, Any]) -> Stack:
+def _stack(name: str, row: Mapping[str, Any], beliefs: Beliefs) -> Stack:
     def number(field: str) -> Symbol:
-        value, low, high = row[field]
-        basis = Basis.ASSUMED if name == "unknown" else Basis.FITTED
-        return Symbol(field, value, basis, Interval(low, high), source=row["source"])
+        return beliefs.symbol(f"{field}_{name}", row[field], Basis.ASSUMED, row["source"])
 
-    numbers = (
-        "expert_imbalance",
-        "seconds_host_layer",
-        "seconds_host_experts",
-        "share_sorting",
-        "share_elementwise",
-        "residual",
-    )
-    plain = ("attention", "dropout", "overlaps_tensor", "overlaps_data", "overlaps_experts",
-             "scatters_sends", "once_per_domain", "bytes_grad", "source")  # fmt: skip
+    numbers = ("expert_imbalance", "seconds_host_layer", "seconds_host_experts",
+               "share_sorting", "share_elementwise", "residual")  # fmt: skip
+    plain = ("attention", "dropout", "overlaps_tensor", "overlaps_data",
+             "overlaps_experts", "once_per_domain", "bytes_grad", "source")  # fmt: skip
     known: dict[str, Any] = {field: row[field] for field in plain}
     known.update((field, number(field)) for field in numbers)
     return Stack(name=name, **known)

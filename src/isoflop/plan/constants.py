@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
 from typing import Any
 
-from isoflop.quantity import Basis, Interval, Symbol
+from isoflop.hardware.fitted import Beliefs, shipped
+from isoflop.quantity import Basis, Symbol
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,47 +25,28 @@ class Constants:
     share_attention: Symbol
     share_link: Symbol
     share_network: Symbol
-    share_hidden_tensor: Symbol
-    share_hidden_data: Symbol
-    share_hidden_experts: Symbol
-    share_step_lost: Symbol
-
-    def with_values(self, values: Mapping[str, float]) -> Constants:
-        """The same constants at other values, as a fit or a what-if sets them."""
-        changed = {name: replace(getattr(self, name), given=v) for name, v in values.items()}
-        return replace(self, **changed)
+    share_shown_tensor: Symbol
+    share_shown_data: Symbol
+    share_shown_experts: Symbol
+    error_of_model: Symbol
+    error_of_experts: Symbol
 
 
-@dataclass(frozen=True, slots=True)
-class Prior:
-    """What was believed of a constant before any training step was read."""
-
-    value: float
-    deviation: float
-
-
-@cache
-def constants() -> Constants:
-    """The constants as fitted.
+def constants(beliefs: Beliefs | None = None) -> Constants:
+    """The constants as fitted, or as `beliefs` has them.
 
     >>> 0 < constants().share_bandwidth.value < 1
     True
     """
-    rows = _rows()
-    return Constants(**{f.name: _symbol(f.name, rows[f.name]) for f in fields(Constants)})
+    rows, known = _rows(), beliefs or shipped()
+    return Constants(**{f.name: _symbol(f.name, rows[f.name], known) for f in fields(Constants)})
 
 
-def priors() -> dict[str, Prior]:
-    """The prior of each constant, by name."""
-    return {name: Prior(*row["prior"]) for name, row in _rows().items()}
-
-
-def _rows() -> dict[str, Any]:
+@cache
+def _rows() -> Mapping[str, Any]:
     text = resources.files("isoflop.plan").joinpath("constants.toml").read_text("utf-8")
     return dict(tomllib.loads(text)["constant"])
 
 
-def _symbol(name: str, row: Mapping[str, Any]) -> Symbol:
-    value, low, high = row["value"]
-    spread = Interval(low, high)
-    return Symbol(name, value, Basis.FITTED, spread, source=row["source"], meaning=row["meaning"])
+def _symbol(name: str, row: Mapping[str, Any], beliefs: Beliefs) -> Symbol:
+    return beliefs.symbol(name, row["prior"], Basis.ASSUMED, row["source"], row["meaning"])

@@ -8,9 +8,10 @@ from typing import Self
 
 from isoflop.hardware import Chip
 from isoflop.hardware.chip import Precision
+from isoflop.hardware.fitted import Beliefs
 from isoflop.hardware.stack import Stack
-from isoflop.hardware.sustained import share_attention, share_matmul
-from isoflop.plan.constants import Constants
+from isoflop.hardware.sustained import cores, share_attention, share_matmul
+from isoflop.plan.constants import constants as constants_of
 from isoflop.plan.setting import Compute
 from isoflop.quantity import Expr, Symbol, maximum, number
 
@@ -27,9 +28,8 @@ BYTES_OPERAND: dict[Compute, Fraction | int] = {
 #: Formats that tensors are cast to before a product; activations are otherwise 16 bits.
 CAST: frozenset[Compute] = frozenset({"fp8", "mxfp8", "nvfp4"})
 
-#: Results that the cores of one chip make at once: 128 x 256 on each of 108 to 148 (A100 to
-#: B200); cuBLAS's usual tile.
-ELEMENTS_WAVE = 128 * 256 * 128
+#: Results that one core makes at once: cuBLAS's usual tile.
+ELEMENTS_TILE = 128 * 256
 #: Numbers that a row must be a multiple of for the matrix units: 16 bytes of 2
 #: (NVIDIA, Matrix Multiplication Background User's Guide, section 3).
 ALIGNED = 8
@@ -55,30 +55,33 @@ class Rates:
     bytes_operand: Expr
     casts: bool
     serial: Symbol
-    wave: Symbol
+    wave: Expr
     unaligned: Expr
 
     @classmethod
-    def of(cls, chip: Chip, compute: Compute, stack: Stack, constants: Constants) -> Self:
+    def of(cls, chip: Chip, compute: Compute, stack: Stack, beliefs: Beliefs) -> Self:
+        constants = constants_of(beliefs)
         peak = PEAK_OF[compute]
         sixteen: Precision = "bf16" if compute in CAST else peak
         lasting = constants.share_sustained
-        full = chip.peak(sixteen) * share_matmul(chip, sixteen) * lasting
+        full = chip.peak(sixteen) * share_matmul(chip, sixteen, beliefs) * lasting
         kernel = stack.attention
         attention = (
             full
             if kernel == "unfused"
-            else chip.peak(sixteen) * share_attention(chip, kernel) * constants.share_attention
+            else chip.peak(sixteen)
+            * share_attention(chip, kernel, beliefs)
+            * constants.share_attention
         )
         return cls(
-            layer=chip.peak(peak) * share_matmul(chip, peak) * lasting,
+            layer=chip.peak(peak) * share_matmul(chip, peak, beliefs) * lasting,
             full=full,
             attention=attention,
             bandwidth=chip.bytes_per_second_memory * constants.share_bandwidth,
             bytes_operand=number(BYTES_OPERAND[compute]),
             casts=compute in CAST,
             serial=constants.serial_memory,
-            wave=constants.share_wave_idle,
+            wave=2 * ELEMENTS_TILE * cores(chip) * constants.share_wave_idle,
             unaligned=chip.peak("fp32") * constants.share_unaligned,
         )
 
@@ -91,7 +94,7 @@ class Rates:
         arithmetic.
         """
         memory = moved / self.bandwidth
-        work = (flops + self.wave * (2 * ELEMENTS_WAVE) * depth) / rate
+        work = (flops + self.wave * depth) / rate
         return maximum(work + self.serial * memory, memory)
 
     def move(self, moved: Expr) -> Expr:

@@ -14,6 +14,7 @@ from functools import cached_property
 from isoflop.count.blocks import Part, describe
 from isoflop.count.workload import Workload
 from isoflop.hardware.fabric import Fabric, fabric_of
+from isoflop.hardware.fitted import Beliefs, shipped
 from isoflop.hardware.stack import Stack, find_stack
 from isoflop.plan.constants import Constants, constants
 from isoflop.plan.group import Dimension, Group, Ways, groups
@@ -45,12 +46,10 @@ FIRST, LAST = ("embedding",), ("final_norm", "head", "loss")
 TRAFFIC = {"tp": "tensor", "cp": "context", "ep": "experts"}
 
 
-def step_time(
-    setting: Setting, use: Constants | None = None, *, stack: Stack | None = None
-) -> Node:
-    """Seconds of one step, as a tree.
+def step_time(setting: Setting, beliefs: Beliefs | None = None) -> Node:
+    """Seconds of one step, as a tree, with its 90 % range.
 
-    `use` and `stack` bring other numbers than those fitted and that of the setting's name.
+    `beliefs` brings other uncertain numbers than those that isoflop was fitted to.
 
     Raises:
         InputError: the chip does not compute in the setting's precision, or a group spans
@@ -65,8 +64,7 @@ def step_time(
     >>> [child.name for child in step_time(step).children]
     ['layers', 'ends', 'data', 'optimizer']
     """
-    chosen = find_stack(setting.stack) if stack is None else stack
-    return _Step(setting, chosen, constants() if use is None else use).tree()
+    return _Step(setting, shipped() if beliefs is None else beliefs).tree()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ class Pieces:
     layers: one layer of each kind, with its host's waiting; first, last: what the two ends of
     the model add; traffic: that of one micro-batch and layer which its work does not hide;
     send: from one chunk to the next; once: data parallelism and the optimizer. All without
-    the stack's `residual`, by which the whole step is multiplied.
+    the `error` by which the whole step is multiplied.
     """
 
     layers: Mapping[str, Passes]
@@ -93,29 +91,33 @@ class Pieces:
     traffic: Expr
     send: Expr
     once: Expr
-    residual: Expr
+    error: Expr
 
 
-def step_pieces(
-    setting: Setting, use: Constants | None = None, *, stack: Stack | None = None
-) -> Pieces:
+def step_pieces(setting: Setting, beliefs: Beliefs | None = None) -> Pieces:
     """The pieces of `step_time`'s tree."""
-    chosen = find_stack(setting.stack) if stack is None else stack
-    return _Step(setting, chosen, constants() if use is None else use).pieces()
+    return _Step(setting, shipped() if beliefs is None else beliefs).pieces()
 
 
-def shown(work: Expr, beside: Expr, hidden: Expr) -> Expr:
-    """What `beside` adds to `work` where `hidden` of the shorter of the two runs at once."""
-    return beside - hidden * minimum(work, beside)
+def shown(work: Expr, beside: Expr, share: Expr) -> Expr:
+    """What `beside` adds to `work` where all but `share` of the shorter of the two is hidden."""
+    return beside - (1 - share) * minimum(work, beside)
 
 
 @dataclass(frozen=True)
 class _Step:
     setting: Setting
-    stack: Stack
-    use: Constants
+    beliefs: Beliefs
 
     # --- what it stands on ------------------------------------------------------------
+
+    @cached_property
+    def stack(self) -> Stack:
+        return find_stack(self.setting.stack, self.beliefs)
+
+    @cached_property
+    def use(self) -> Constants:
+        return constants(self.beliefs)
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -124,16 +126,18 @@ class _Step:
     @cached_property
     def work(self) -> RankWork:
         s = self.setting
-        rates = Rates.of(s.cluster.chip, s.compute, self.stack, self.use)
+        rates = Rates.of(s.cluster.chip, s.compute, self.stack, self.beliefs)
         return RankWork(s, self.stack, self.sizes, rates)
 
     @cached_property
     def fabric(self) -> Fabric:
-        """The cluster's, at the rates that collectives reach inside a step."""
+        """The cluster's, at the rates that collectives reach beside other kernels."""
+        alone = fabric_of(self.setting.cluster)
         return replace(
-            fabric_of(self.setting.cluster),
-            efficiency_link=self.use.share_link,
-            efficiency_network=self.use.share_network,
+            alone,
+            efficiency_link=alone.efficiency_link * self.use.share_link,
+            efficiency_in_switch=alone.efficiency_in_switch * self.use.share_link,
+            efficiency_network=alone.efficiency_network * self.use.share_network,
         )
 
     @cached_property
@@ -171,7 +175,14 @@ class _Step:
         if "pp" in self.sizes:
             children += [self._bubble(), self._sends()]
         children += [*self._data(), self._optimizer()]
-        return branch("seconds_step", "seconds", children, times=self.stack.residual)
+        return branch("seconds_step", "seconds", children, times=self._error)
+
+    @cached_property
+    def _error(self) -> Expr:
+        """Measured over predicted seconds: of the stack, and of the model."""
+        sparse = any(map(self.work.has_experts, self.kinds.values()))
+        error = self.use.error_of_experts if sparse else self.use.error_of_model
+        return self.stack.residual * error
 
     def pieces(self) -> Pieces:
         layers = {
@@ -186,7 +197,7 @@ class _Step:
             traffic=total(node.total for node in self._within()) / (n_micro * per_stage),
             send=self._sends().total / hops if "pp" in self.sizes else number(0),
             once=total(node.total for node in [*self._data(), self._optimizer()]),
-            residual=self.stack.residual,
+            error=self._error,
         )
 
     def _stage(self) -> Node:
@@ -310,7 +321,7 @@ class _Step:
             case "tp":
                 again = [m for m in chosen if m.path.endswith("gather_again")]
                 rest = [m for m in chosen if m not in again]
-                left = 1 - self.use.share_hidden_tensor
+                left = self.use.share_shown_tensor
                 if self.stack.overlaps_tensor:
                     return left * self._seconds(chosen)
                 return self._seconds(rest) + left * self._seconds(again)
@@ -320,21 +331,23 @@ class _Step:
                     for name, part in self.kinds.items()
                 )
                 beside = 3 * core * self.sizes.n_micro_batches
-                return shown(beside, self._seconds(chosen), self.use.share_hidden_data)
+                return shown(beside, self._seconds(chosen), self.use.share_shown_data)
             case _:
-                left = (
-                    1 - self.use.share_hidden_experts if self.stack.overlaps_experts else number(1)
-                )
+                exposed = self.use.share_shown_experts
+                left = exposed if self.stack.overlaps_experts else number(1)
                 return left * self._seconds(chosen)
 
     def _sends(self) -> Node:
-        """Activations and gradients handed to the next stage."""
-        chosen = [m for m in self.messages if m.path.startswith("pp/")]
-        size = self._seconds(chosen)
-        if self.stack.scatters_sends and not self.setting.layout.sequence_parallel:
+        """Activations and gradients handed to the next stage.
+
+        Where they are whole on each tensor rank, each sends its part (Narayanan 2021,
+        2104.04473, section 4.1; DeepSpeed's partitioned tensors).
+        """
+        size = self._seconds(m for m in self.messages if m.path.startswith("pp/"))
+        if not self.setting.layout.sequence_parallel:
             size = size / self.sizes.ways("tp")
         if self.stack.overlaps_data:
-            size = (1 - self.use.share_hidden_data) * size
+            size = self.use.share_shown_data * size
         return self._leaf("sends", size)
 
     def _data(self) -> list[Node]:
@@ -347,7 +360,7 @@ class _Step:
             beside = self._slots * self._one_layer
             if self.setting.layout.zero >= 2:
                 beside = beside * self.sizes.n_micro_batches
-            size = shown(beside, size, self.use.share_hidden_data)
+            size = shown(beside, size, self.use.share_shown_data)
         return [self._leaf("data", size)]
 
     def _leaf(self, name: str, size: Expr, times: Expr | int = 1) -> Node:

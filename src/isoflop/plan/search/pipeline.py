@@ -32,7 +32,7 @@ def seconds_simulated(setting: Setting) -> float:
     else:
         earlier, later = run(full), run(full + pp)
         pipeline = later + (n_micro - full - pp) * (later - earlier) / pp
-    return float(pieces.residual.value) * (pipeline + float(pieces.once.value))
+    return float(pieces.error.value) * (pipeline + float(pieces.once.value))
 
 
 def durations_of(setting: Setting, pieces: Pieces) -> Durations:
