@@ -8,7 +8,7 @@ every default with its range; quoted.py holds what others quote against its own 
 
 from isoflop.plan.layout import Layout, Refusal, broken_rules, legal_layouts
 from isoflop.plan.serve import ServePlan, plan_serve
-from isoflop.plan.train import TrainPlan, plan_train
+from isoflop.plan.train import TrainPlan, plan_train, what_if
 
 __all__ = [
     "Layout",
@@ -19,4 +19,5 @@ __all__ = [
     "legal_layouts",
     "plan_serve",
     "plan_train",
+    "what_if",
 ]

@@ -136,17 +136,17 @@ def _moved(a: Json, b: Json) -> tuple[Moved, ...]:
 
 
 def _number(name: str, a: Json, b: Json) -> Number:
-    parts = _moved(dict(_leaves(a)), dict(_leaves(b)))
+    parts = _moved(dict(leaves(a)), dict(leaves(b)))
     by_size = sorted(parts, key=lambda m: -abs((m.b or 0) - (m.a or 0)))
     return Number(name, str(a.get("unit", "")), a["value"], b["value"], tuple(by_size[:MOST_PARTS]))
 
 
-def _leaves(node: Json, path: str = "", copies: float = 1) -> Iterator[tuple[str, float]]:
+def leaves(node: Json, path: str = "", copies: float = 1) -> Iterator[tuple[str, float]]:
     """What each leaf contributes, all copies, by path under the root."""
     copies_below = copies * node.get("times", 1)
     for child in node.get("children", []):
         below = f"{path}/{child['name']}" if path else child["name"]
         if child.get("children"):
-            yield from _leaves(child, below, copies_below)
+            yield from leaves(child, below, copies_below)
         else:
             yield below, copies_below * child["value"]

@@ -333,9 +333,9 @@ class _Step:
                 beside = 3 * core * self.sizes.n_micro_batches
                 return shown(beside, self._seconds(chosen), self.use.share_shown_data)
             case _:
-                exposed = self.use.share_shown_experts
-                left = exposed if self.stack.overlaps_experts else number(1)
-                return left * self._seconds(chosen)
+                if self.stack.overlaps_experts:
+                    return self.use.share_shown_experts * self._seconds(chosen)
+                return self._seconds(chosen)
 
     def _sends(self) -> Node:
         """Activations and gradients handed to the next stage.
