@@ -52,6 +52,7 @@ MODULES_MAY_LOAD = {
     "laws.fit": {"numpy", "scipy"},
     "arch.toml": {"pydantic"},
     "plan.search": {"numpy"},
+    "check.step_fit": {"numpy", "scipy"},
 }
 
 
