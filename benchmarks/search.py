@@ -46,7 +46,7 @@ def row(case: tuple[str, str, int, int, str], repeats: int) -> str:
     runs = [run(case) for _ in range(repeats)]
     counters = [found.counters for found, _ in runs]
     found, first = runs[0][0], counters[0]
-    seconds = statistics.median(c.seconds for c in counters)
+    seconds = statistics.median(c.seconds_cpu for c in counters)
     rate = statistics.median(c.plans_per_second_per_core for c in counters)
     whole = statistics.median(wall for _, wall in runs)
     cells = [f"{case[0]} on {case[1]}", f"{first.enumerated:,}", f"{first.evaluated:,}",
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
-    heads = ["case", "legal layouts", "evaluated", "fit", "s", "evaluated / s",
+    heads = ["case", "legal layouts", "evaluated", "fit", "CPU s", "evaluated / s",
              "legal / s", "s with simulation", "gap of the best", "largest gap",
              *(f"x {peer}" for peer in PEERS)]  # fmt: skip
     peers = ", ".join(f"{name} {rate:g}" for name, rate in PEERS.items())
@@ -73,7 +73,7 @@ def main() -> None:
         "", f"`OMP_NUM_THREADS=1 python benchmarks/search.py --repeats {given.repeats}`", "",
         f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}",
         *(row(case, given.repeats) for case in CASES), "",
-        "Seconds are from the question to the ranked layouts: enumeration, building and compiling the",
+        "CPU seconds are from the question to the ranked layouts: enumeration, building and compiling the",
         "formulas, every array. Then the 50 best are run event by event and the uncertain constants are",
         "moved one by one. The gap is the closed form against that simulation.", "",
         f"Others, in candidates per second of one core, on other machines: {peers}.", "",

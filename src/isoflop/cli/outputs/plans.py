@@ -106,6 +106,7 @@ class Search(Out):
     refused: int
     fit: int
     seconds: float
+    seconds_cpu: float
     simulated: int
     seconds_simulation: float
     plans_per_second_per_core: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from time import perf_counter
+from time import perf_counter, process_time
 
 from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.hardware import Cluster
@@ -99,19 +99,19 @@ class _Search:
         return float(self.ask.cluster.chip.bytes_memory.value) * (1 - self.limits.memory_margin)
 
     def found(self, n_simulated: int) -> Found:
-        started = perf_counter()
+        started, worked = perf_counter(), process_time()
         if not self.space.size:
             raise InputError("plan train", self._unmet())
         timed = weigh(self.space, self.ask.job, self.setting(0, 0), self.room)
         scores = Scores(self.ask, self.space, timed, self.minimize, self.limits, self.room)
         best, front = scores.best(n_simulated), scores.front()
-        middle = perf_counter()
+        middle, worked = perf_counter(), process_time() - worked
         if not best.size:
             raise Infeasible(self._nothing(scores))
         ranked = self._simulated([self._choice(scores, int(i)) for i in best])
         counters = Counters(
             timed.enumerated, timed.row.size, timed.enumerated - timed.row.size,
-            int(timed.fits.sum()), middle - started, len(ranked), perf_counter() - middle,
+            int(timed.fits.sum()), middle - started, worked, len(ranked), perf_counter() - middle,
         )  # fmt: skip
         return self._told(
             ranked, tuple(self._choice(scores, int(i)) for i in front), scores, counters
@@ -132,7 +132,8 @@ class _Search:
 
     def _simulated(self, choices: Sequence[Choice]) -> tuple[Choice, ...]:
         """The choices ranked again by what the objective is under simulated pipelines."""
-        again = [replace(c, seconds_simulated=seconds_simulated(c.setting)) for c in choices]
+        seconds = seconds_simulated([choice.setting for choice in choices])
+        again = [replace(c, seconds_simulated=s) for c, s in zip(choices, seconds, strict=True)]
         return tuple(
             sorted(again, key=lambda c: cost(self.minimize, c.n_accelerators, c.seconds_best))
         )

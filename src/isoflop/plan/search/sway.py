@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from isoflop.plan.search.alike import evaluated, structure
 from isoflop.plan.search.found import Choice, Objective, Sway, cost
 from isoflop.plan.step import step_time
 from isoflop.quantity import Symbol
-from isoflop.quantity.compile import compile_expressions
 
 
 def sensitivity(ranked: Sequence[Choice], minimize: Objective) -> tuple[Sway, ...]:
@@ -36,12 +36,13 @@ class _Times:
 
     @classmethod
     def of(cls, ranked: Sequence[Choice], minimize: Objective) -> _Times:
-        trees = [step_time(choice.setting).total for choice in ranked]
+        trees = {structure(c.setting): step_time(c.setting).total for c in reversed(ranked)}
         symbols: dict[str, Symbol] = {}
-        for tree in trees:
+        for tree in trees.values():
             symbols.update((n, s) for n, s in tree.symbols().items() if s.spread is not None)
-        own = tuple(name for name in trees[0].symbols() if name in symbols)
-        runs = [compile_expressions([tree], list(symbols)) for tree in trees]
+        settings = [choice.setting for choice in ranked]
+        own = tuple(n for n in trees[structure(settings[0])].symbols() if n in symbols)
+        runs = evaluated(settings, lambda setting: [trees[structure(setting)]], list(symbols))
         return cls(ranked, minimize, symbols, own, runs)
 
     def at(self, name: str, value: float) -> list[float]:
