@@ -132,8 +132,10 @@ class RankWork:
     def _attention(self, op: Core) -> Passes:
         if self.stack.attention == "unfused":
             return self._scores(op)
-        ramp = (1 + KEYS_RAMP / (2 * op.seen)) * (1 + HEAD_RAMP / op.d_key) / (
-            1 + Fraction(HEAD_RAMP, 128)
+        ramp = (
+            (1 + KEYS_RAMP / (2 * op.seen))
+            * (1 + HEAD_RAMP / op.d_key)
+            / (1 + Fraction(HEAD_RAMP, 128))
         )
         forward = op.flops / self.rates.attention * ramp
         return Passes(forward, FLASH_BACKWARD * forward)
@@ -202,7 +204,9 @@ class RankWork:
             case Pointwise():
                 inside = part.name == "rotary" or (part.saved and part.saved[0].axis in SPLIT)
                 ways = cp * (tp if inside else self._between())
-                return replace(op, reads=op.reads * rows_more / ways, writes=op.writes * rows_more / ways)
+                return replace(
+                    op, reads=op.reads * rows_more / ways, writes=op.writes * rows_more / ways
+                )
             case Gather():
                 return replace(op, rows=op.rows / cp)
             case Loss():

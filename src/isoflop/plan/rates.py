@@ -69,7 +69,9 @@ class Rates:
         attention = (
             full
             if kernel == "unfused"
-            else chip.peak(sixteen) * share_attention(chip, kernel, beliefs) * constants.share_attention
+            else chip.peak(sixteen)
+            * share_attention(chip, kernel, beliefs)
+            * constants.share_attention
         )
         return cls(
             layer=chip.peak(peak) * share_matmul(chip, peak, beliefs) * lasting,

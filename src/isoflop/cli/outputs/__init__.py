@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from isoflop.cli.outputs import counts, laws, plans, runs, validate as published
+from isoflop.cli.outputs import counts, laws, plans, runs
+from isoflop.cli.outputs import validate as published
 
 OUTPUTS: dict[str, type[BaseModel]] = {
     "models": counts.Models,
