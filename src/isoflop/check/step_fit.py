@@ -86,14 +86,21 @@ class _Compiled:
 class Problem:
     """Rows compiled over the numbers that a fit moves, priors beside them."""
 
-    def __init__(self, rows: Sequence[Row], beliefs: Beliefs = PRIORS) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        beliefs: Beliefs = PRIORS,
+        moved: Callable[[str], bool] | None = None,
+    ) -> None:
         self.rows = tuple(rows)
+        self.beliefs = beliefs
+        self.moved = moves if moved is None else moved
         self.priors: dict[str, Symbol] = {}
-        self.compiled = [self._compile(row, beliefs) for row in self.rows]
+        self.compiled = [self._compile(row) for row in self.rows]
 
-    def _compile(self, row: Row, beliefs: Beliefs) -> _Compiled:
-        formula = step_time(row.setting, beliefs).total
-        found = {n: s for n, s in formula.symbols().items() if s.spread and moves(n)}
+    def _compile(self, row: Row) -> _Compiled:
+        formula = step_time(row.setting, self.beliefs).total
+        found = {n: s for n, s in formula.symbols().items() if s.spread and self.moved(n)}
         self.priors.update(found)
         return _Compiled(compile_expressions([formula], list(found)), tuple(found))
 
@@ -119,7 +126,8 @@ def moves(name: str) -> bool:
 
 def at(symbol: Symbol, z: float) -> float:
     """The value z standard deviations along a number's prior."""
-    assert symbol.spread is not None and symbol.given is not None
+    assert symbol.spread is not None
+    assert symbol.given is not None
     value = symbol.spread.quantile(float(symbol.given), z)
     most = next((m for prefix, m in MOST.items() if symbol.name.startswith(prefix)), None)
     return value if most is None else min(value, most)
@@ -131,7 +139,8 @@ def fit(problem: Problem, which: Sequence[int] | None = None) -> Fitted:
     rows = [problem.rows[i] for i in which]
     names, measured = problem.names(which), np.log([row.seconds for row in rows])
     spread = np.array([SPREAD[row.sparse] for row in rows])
-    weight, hold = _weights(rows), np.array([_held(name) for name in names])
+    weight = _weights(rows)
+    hold = np.array([_held(name) if problem.beliefs is PRIORS else 1.0 for name in names])
 
     def residuals(z: Array) -> Array:
         values = problem.values(dict(zip(names, z, strict=True)))
@@ -149,7 +158,7 @@ def fit(problem: Problem, which: Sequence[int] | None = None) -> Fitted:
     }
     posterior |= _errors(rows, off)
     return Fitted(
-        Beliefs(posterior, SOURCE),
+        Beliefs({**problem.beliefs.posterior, **posterior}, SOURCE),
         {n: float(x) for n, x in z.items()},
         {n: float(1 - d**2) for n, d in zip(names, deviation, strict=True)},
         tuple(map(float, np.expm1(off))),
@@ -180,5 +189,3 @@ def _errors(rows: Sequence[Row], off: Array) -> dict[str, tuple[float, float, fl
             wide = float(np.quantile(np.abs(off[chosen]), COVERED))
             out[name] = (1.0, float(np.exp(-wide)), float(np.exp(wide)))
     return out
-
-

@@ -120,10 +120,20 @@ def _stack(name: str, row: Mapping[str, Any], beliefs: Beliefs) -> Stack:
     def number(field: str) -> Symbol:
         return beliefs.symbol(f"{field}_{name}", row[field], Basis.ASSUMED, row["source"])
 
-    numbers = ("expert_imbalance", "seconds_host_layer", "seconds_host_experts",
-               "share_sorting", "share_elementwise", "residual")  # fmt: skip
-    plain = ("attention", "dropout", "overlaps_tensor", "overlaps_data",
-             "overlaps_experts", "once_per_domain", "bytes_grad", "source")  # fmt: skip
-    known: dict[str, Any] = {field: row[field] for field in plain}
-    known.update((field, number(field)) for field in numbers)
-    return Stack(name=name, **known)
+    return Stack(
+        name=name,
+        attention=row["attention"],
+        dropout=row["dropout"],
+        overlaps_tensor=row["overlaps_tensor"],
+        overlaps_data=row["overlaps_data"],
+        overlaps_experts=row["overlaps_experts"],
+        once_per_domain=row["once_per_domain"],
+        bytes_grad=row["bytes_grad"],
+        expert_imbalance=number("expert_imbalance"),
+        seconds_host_layer=number("seconds_host_layer"),
+        seconds_host_experts=number("seconds_host_experts"),
+        share_sorting=number("share_sorting"),
+        share_elementwise=number("share_elementwise"),
+        residual=number("residual"),
+        source=row["source"],
+    )

@@ -56,7 +56,9 @@ def _generation(chip: Chip) -> str:
 
 def _symbol(name: str, row: Any, beliefs: Beliefs | None = None) -> Symbol:
     basis = Basis(row.get("basis", "measured"))
-    return (beliefs or shipped()).symbol(name, row["value"], basis, row["source"])
+    return (beliefs or shipped()).symbol(
+        name, row["value"], basis, _table()["source"][row["source"]]
+    )
 
 
 @cache

@@ -321,7 +321,7 @@ class _Step:
             case "tp":
                 again = [m for m in chosen if m.path.endswith("gather_again")]
                 rest = [m for m in chosen if m not in again]
-                left = self.use.share_shown_tensor
+                left: Expr = self.use.share_shown_tensor
                 if self.stack.overlaps_tensor:
                     return left * self._seconds(chosen)
                 return self._seconds(rest) + left * self._seconds(again)
