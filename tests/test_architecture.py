@@ -53,7 +53,6 @@ MODULES_MAY_LOAD = {
     "check.step_fit": {"numpy", "scipy"},
     "arch.toml": {"pydantic"},
     "plan.search": {"numpy"},
-    "check.step_fit": {"numpy", "scipy"},
 }
 
 
