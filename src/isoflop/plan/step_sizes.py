@@ -9,9 +9,7 @@ from isoflop.plan.setting import Setting
 from isoflop.quantity import Expr, Symbol
 from isoflop.quantity.expr import product
 
-#: Sizes that a search varies; each is a symbol of every formula of a step.
-SIZES = ("tp", "pp", "dp", "cp", "ep", "virtual_pp", "batch", "n_micro_batches")
-
+#: Sizes that a search varies: each is a symbol of every formula of a step.
 _MEANING = {
     "tp": "tensor parallel accelerators",
     "pp": "pipeline stages",
