@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -241,3 +242,36 @@ def test_large_and_small_blocks_peak_apart() -> None:
     whole, split = bytes_alive(GPT, WORK, 10**12), bytes_alive(GPT, WORK, 500)
     assert split.bytes_large > 0
     assert split.bytes_small < whole.bytes_small <= split.bytes_small + split.bytes_large
+
+
+@pytest.mark.parametrize(("attention", "residual"), [(0.0, 0.1), (0.1, 0.0), (0.1, 0.1)])
+def test_dropout_keeps_what_pytorch_keeps(attention: float, residual: float) -> None:
+    """Oracle: the storages that autograd saves in a forward pass of the built model."""
+    import torch
+
+    from isoflop.model import build
+
+    def dropping(attention: float, residual: float):
+        base = gpt("d", d_model=32, n_layers=2, n_heads=4, vocab_size=50, max_seq_len=64)
+        spec = replace(base.layers[0].attention, dropout=attention)
+        return replace(
+            base, layers=(replace(base.layers[0], attention=spec, dropout=residual),) * 2
+        )
+
+    def saved(arch) -> int:
+        model, storages = build(arch).train(), {}
+
+        def pack(tensor):
+            storages[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            _ = model(torch.zeros(2, 64, dtype=torch.int64))
+        return sum(t.untyped_storage().nbytes() for t in storages.values())
+
+    def derived(arch) -> int:
+        blocks = moments(arch, Workload.train(2, 64))["end of forward"]
+        return sum(int(b.total.value) for b in blocks)
+
+    plain, dropped = dropping(0.0, 0.0), dropping(attention, residual)
+    assert derived(dropped) - derived(plain) == saved(dropped) - saved(plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import runpy
 from dataclasses import replace
@@ -35,6 +36,7 @@ from isoflop.count import (
     memory_training,
     params,
 )
+from isoflop.count.stages import layers_of_stage
 from isoflop.errors import InputError, UnknownName
 from isoflop.quantity import Basis, Node
 from isoflop.quantity.expr import FUNCTIONS
@@ -87,6 +89,13 @@ def test_int4_has_scales_and_leaves_ends_norms_and_biases_in_16_bits() -> None:
     assert bytes_weights(small, "int4-zero").value - other * 2 == matrices * 4.25 / 8
     assert Basis.ASSUMED in tree.bases
     assert "stay in 16 bits" in tree.source
+
+
+def test_a_vision_tower_and_its_projector_stay_in_16_bits() -> None:
+    llava = entry("llava-1.5-7b").arch
+    stored = bytes_weights(llava, "nf4")
+    assert stored.find("vision").value == 2 * params(llava).find("vision").value
+    assert stored.find("layer").value < params(llava).find("layer").value
 
 
 def test_nf4_with_double_quantization_is_the_papers_4_127_bits() -> None:
@@ -434,12 +443,64 @@ def test_impossible_sharding_is_refused(bad: dict[str, int], rule: str) -> None:
         Shards(**bad)  # type: ignore[arg-type]
 
 
-def test_a_pipeline_divides_the_layers_and_has_the_stage() -> None:
+def test_a_pipeline_has_a_layer_for_every_chunk_and_the_stage() -> None:
     job = Trained(TINY, Workload.train(1, 8), STATE)
-    with pytest.raises(InputError, match="divides n_layers=4"):
-        memory_rank(job, Shards(pp=3))
+    with pytest.raises(InputError, match="at most n_layers=4"):
+        memory_rank(job, Shards(pp=5))
+    with pytest.raises(InputError, match=r"pp \* virtual=6: must hold: is at most n_layers=4"):
+        memory_rank(job, Shards(pp=3, virtual=2))
     with pytest.raises(InputError, match="between 0 and pp - 1 = 1"):
         memory_rank(job, Shards(pp=2), stage=2)
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 5))
+def test_every_layer_is_on_one_stage_and_chunks_differ_by_one(
+    n_layers: int, pp: int, virtual: int
+) -> None:
+    assume(pp * virtual <= n_layers)
+    stages = [layers_of_stage(n_layers, pp, stage, virtual) for stage in range(pp)]
+    assert sorted(i for stage in stages for i in stage) == list(range(n_layers))
+    assert max(map(len, stages)) - min(map(len, stages)) <= virtual
+    # A chunk is a run of layers; chunk c is the (c // pp)-th run of stage c % pp.
+    runs = sorted(run for stage in stages for run in _runs(stage))
+    assert len(runs) <= pp * virtual
+    assert max(map(len, stages)) <= virtual * -(-n_layers // (pp * virtual))
+
+
+def _runs(layers: tuple[int, ...]) -> list[tuple[int, ...]]:
+    breaks = [i for i in range(1, len(layers)) if layers[i] != layers[i - 1] + 1]
+    return [layers[a:b] for a, b in itertools.pairwise([0, *breaks, len(layers)])]
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "pp", "expected"),
+    [(126, 16, [7, *[8] * 14, 7]),  # Llama 3 405B (2407.21783, section 3.3.2)
+     (70, 12, [5, *[6] * 10, 5]),  # BLOOM 176B: embedding and head count as a layer each
+     (61, 16, [3, *[4] * 13, 3, 3]), (96, 5, [19, 19, 20, 19, 19]), (96, 8, [12] * 8)],
+)  # fmt: skip
+def test_stages_that_do_not_divide_are_short_at_the_ends(
+    n_layers: int, pp: int, expected: list[int]
+) -> None:
+    assert [len(layers_of_stage(n_layers, pp, stage)) for stage in range(pp)] == expected
+
+
+def test_uneven_stages_hold_the_model_once() -> None:
+    arch = llama("odd", d_model=16, n_layers=7, n_heads=4, d_ff=24, vocab_size=40, max_seq_len=64)
+    job = Trained(arch, Workload.train(1, 8), STATE)
+    for pp, virtual in ((3, 1), (2, 3), (7, 1)):
+        held = [memory_rank(job, Shards(pp=pp, virtual=virtual), stage=s).find("bytes_weights").value
+                for s in range(pp)]  # fmt: skip
+        assert sum(held) == 2 * params(arch).value
+
+
+def test_zero_3_makes_two_layers_whole_and_one_gradient() -> None:
+    job = Trained(TINY, Workload.train(1, 8), STATE)
+    rank = memory_rank(job, Shards(dp=8, zero=3))
+    layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24 + 2 * 16
+    assert rank.find("bytes_gathered").value == max(layer, 40 * 16) * (2 * 2 + 2)
+    assert not any(
+        c.name == "bytes_gathered" for c in memory_rank(job, Shards(dp=8, zero=2)).children
+    )
 
 
 # --- the validation page ------------------------------------------------------------------------

@@ -44,10 +44,17 @@ COMMANDS = {
 }
 PLANS = {
     "train": (
-        "plan:plan_train_command",
+        "plan_train:plan_train_command",
         "Plan a training run: time, energy, money, memory, layout.",
     ),
-    "serve": ("plan:plan_serve_command", "Plan a server: memory, accelerators, times, money."),
+    "serve": (
+        "plan_serve:plan_serve_command",
+        "Plan a server: memory, accelerators, times, money.",
+    ),
+    "budget": (
+        "plan_budget:plan_budget_command",
+        "Find the best model that a budget trains, and plan its run.",
+    ),
 }
 
 #: optional packages, and the extra that installs each

@@ -23,7 +23,8 @@ from isoflop.count.memory_saved import (
     loss_of,
 )
 from isoflop.count.memory_state import Held, TrainingState
-from isoflop.count.memory_weights import ENDS, Stored, format_of
+from isoflop.count.memory_weights import UNQUANTISED, Stored, format_of
+from isoflop.count.stages import layers_of_stage, pipeline_rules
 from isoflop.count.workload import Workload
 from isoflop.errors import InputError, Problem
 from isoflop.quantity import Basis, Expr, Node, Symbol, branch, ceil_div, leaf, number, total
@@ -68,6 +69,7 @@ class Shards:
 
         1F1B keeps pp - stage; interleaved, 2 (pp - stage - 1) + (v - 1) pp + 1 chunks of one
         v-th of a stage (Korthikanti 2022, section 4.2.3: L (1 + (p - 1) / (p v)) at stage 0).
+        Where layers do not divide, chunks of a stage differ by a layer; here they are equal.
         """
         behind = self.pp - stage
         chunks = 2 * (behind - 1) + (self.virtual - 1) * self.pp + 1 if self.virtual > 1 else behind
@@ -146,7 +148,7 @@ def weights_held(
     how = format_of(stored)
 
     def measure(weight: Weight, held: Held) -> Expr:
-        return how.bytes_of(weight, held.size, inside=held.part not in ENDS)
+        return how.bytes_of(weight, held.size, inside=held.part not in UNQUANTISED)
 
     kept = [
         leaf(part.name, "bytes", held_by(part, split_of(arch, part.name, shards), measure),
@@ -156,14 +158,16 @@ def weights_held(
     return branch("bytes_weights", "bytes", kept, source=how.source)
 
 
-def stage_parts(arch: Arch, root: Part, pp: int, stage: int) -> Iterator[tuple[Part, Expr]]:
+def stage_parts(
+    arch: Arch, root: Part, pp: int, stage: int, virtual: int = 1
+) -> Iterator[tuple[Part, Expr]]:
     """The parts of one pipeline stage with how many copies of each it runs.
 
-    The embedding is on the first stage; final norm, head and loss are on the last, which
+    Its layers are those of `layers_of_stage`. The embedding is on the first stage; final norm, head and loss are on the last, which
     holds its own copy of a tied embedding matrix. Biases that layers share are on every one.
     """
-    per = arch.n_layers // pp
-    kinds = Counter(layer.name for layer in arch.layers[stage * per : (stage + 1) * per])
+    own = layers_of_stage(arch.n_layers, pp, stage, virtual)
+    kinds = Counter(arch.layers[i].name for i in own)
     for part in root.parts:
         if part.name in arch.kinds:
             if part.name in kinds:
@@ -199,7 +203,7 @@ def memory_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 
     """Bytes that a rank of pipeline stage `stage` holds in training, as a tree.
 
     Raises:
-        InputError: a pipeline that does not divide the layers, or has no such stage; a tower
+        InputError: a pipeline of more chunks than layers, or without such a stage; a tower
             beside the decoder that would have to be split.
 
     >>> from isoflop.arch import gpt
@@ -212,7 +216,7 @@ def memory_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 
     """
     _check_stage(job.arch, shards, stage)
     root = describe(job.arch, job.work)
-    parts = list(stage_parts(job.arch, root, shards.pp, stage))
+    parts = list(stage_parts(job.arch, root, shards.pp, stage, shards.virtual))
     state = job.state
     return branch(
         "bytes_per_rank",
@@ -221,16 +225,14 @@ def memory_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 
             _stored(job, shards, parts, "bytes_weights", state.bytes_weights, shards.zero >= 3),
             _stored(job, shards, parts, "bytes_grads", state.bytes_grads, shards.zero >= 2),
             _stored(job, shards, parts, "bytes_optimizer", state.bytes_optimizer, shards.zero >= 1),
+            *_gathered(job, shards, parts),
             _activations(job, shards, parts, shards.in_flight(stage, n_micro)),
         ],
     )
 
 
 def _check_stage(arch: Arch, shards: Shards, stage: int) -> None:
-    bad = []
-    if arch.n_layers % (shards.pp * shards.virtual):
-        rule = f"times virtual={shards.virtual} divides n_layers={arch.n_layers}"
-        bad.append(Problem("pp", shards.pp, rule))
+    bad = pipeline_rules(arch.n_layers, shards.pp, shards.virtual)
     if not 0 <= stage < shards.pp:
         bad.append(Problem("stage", stage, f"lies between 0 and pp - 1 = {shards.pp - 1}"))
     if max(shards.tp, shards.pp, shards.cp, shards.ep) > 1:
@@ -266,6 +268,28 @@ def _stored(
         for part, times in parts
     ]
     return branch(name, "bytes", kept)
+
+
+def _gathered(job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]]) -> list[Node]:
+    """What ZeRO-3 makes whole for a while: the weights of two units, the gradient of one.
+
+    A unit is a layer, or another part of the model; the next one is gathered while one is at
+    work (Zhao 2023, 2304.11277, section 3.4: at most two all-gathers in flight).
+    """
+    if shards.zero < 3 or shards.dp * shards.cp == 1:
+        return []
+    found = [(part.name, [layer for _, layer in layers_in([part])] or [part]) for part, _ in parts]
+    sizes = [_whole_unit(job, shards, kind, unit) for kind, units in found for unit in units]
+    widest = max(sizes, key=lambda size: size.value)
+    return [
+        leaf("bytes_gathered", "bytes", widest, basis=Basis.MODELLED, source="two units in flight")
+    ]
+
+
+def _whole_unit(job: Trained, shards: Shards, kind: str, unit: Part) -> Expr:
+    split, state = split_of(job.arch, kind, shards), job.state
+    weights = held_by(unit, split, lambda _, held: state.bytes_weights(held))
+    return 2 * weights + held_by(unit, split, lambda _, held: state.bytes_grads(held))
 
 
 def _cp(shards: Shards) -> list[Expr]:

@@ -1,8 +1,9 @@
 """Plans: what training or serving a model takes on a cluster, and what was refused.
 
 layout.py says which layouts are legal; shard.py what one accelerator holds under one;
-roofline.py first-order seconds; train.py and serve.py put them together; economics.py
-turns hours into energy and money; assumed.py lists every default with its range.
+roofline.py first-order seconds; work.py the FLOPs and seconds of a run; train.py and serve.py
+put them together; economics.py turns hours into energy, carbon and money; assumed.py lists
+every default with its range; quoted.py holds what others quote against its own inputs.
 """
 
 from isoflop.plan.layout import Layout, Refusal, broken_rules, legal_layouts

@@ -1,10 +1,10 @@
-"""From accelerator-hours to energy and money."""
+"""From accelerator-hours to energy, carbon and money."""
 
 from __future__ import annotations
 
 from isoflop.errors import InputError, Problem
 from isoflop.hardware import Chip
-from isoflop.plan.assumed import PUE, WATTS_SHARE, choose
+from isoflop.plan.assumed import CARBON, PUE, WATTS_SHARE, choose
 from isoflop.quantity import Basis, Expr, Node, Symbol, leaf
 
 #: Numbers of a chip that may be unknown: the argument and the option that supply each.
@@ -48,6 +48,22 @@ def energy_mwh(hours: Expr, chip: Chip, *, watts: float | None, pue: float | Non
         raise InputError("plan", unstated(chip, watts=None))
     energy = hours * drawn * choose(PUE, pue) / 10**6
     return leaf("energy_mwh", "MWh", energy, basis=Basis.MODELLED)
+
+
+def tonnes_co2e(energy: Node, carbon: float | None) -> Node:
+    """Tonnes of CO2e of the grid that gives the energy: MWh x kg per kWh.
+
+    `carbon` is in kg of CO2e per kWh. Nothing for making the machines. Source: Patterson 2021
+    (2104.10350), section 2.5; Touvron 2023 (2302.13971), section 6.
+
+    >>> from isoflop.hardware import find
+    >>> hours = Symbol("accelerator_hours", 82432)
+    >>> energy = energy_mwh(hours, find("a100-sxm-80gb"), watts=400, pue=1.1)
+    >>> round(tonnes_co2e(energy, 0.385).value, 1)
+    14.0
+    """
+    size = energy.total * choose(CARBON, carbon)
+    return leaf("tonnes_co2e", "tonnes", size, basis=Basis.MODELLED)
 
 
 def price_of(chip: Chip, price: float | None) -> Symbol:

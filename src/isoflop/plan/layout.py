@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from itertools import product
 from typing import Any, Literal
 
 from isoflop.arch import Arch, Attention, Dense, Experts
+from isoflop.count.blocks import beside
+from isoflop.count.stages import pipeline_rules
 from isoflop.errors import Problem
 from isoflop.hardware import Cluster
 from isoflop.quantity.units import format_bytes
@@ -104,16 +108,20 @@ class Refusal:
         }
 
 
-def broken_rules(layout: Layout, arch: Arch, cluster: Cluster, global_batch: int) -> list[Problem]:
+def broken_rules(
+    layout: Layout, arch: Arch, cluster: Cluster, global_batch: int, seq_len: int | None = None
+) -> list[Problem]:
     """The rules that a layout breaks; legal means none.
+
+    `seq_len` None leaves out what a layout asks of the length of sequences.
 
     >>> from isoflop.arch import gpt
     >>> from isoflop.hardware import parse_cluster
     >>> tiny = gpt("tiny", d_model=96, n_layers=6, n_heads=6, vocab_size=64, max_seq_len=8)
-    >>> for problem in broken_rules(Layout(tp=4, pp=4), tiny, parse_cluster("16xh100-sxm"), 8):
+    >>> for problem in broken_rules(Layout(tp=4, pp=7), tiny, parse_cluster("28xh100-sxm"), 8):
     ...     print(problem)
     tp=4: must hold: divides n_heads=6 of layer
-    pp=4: must hold: divides n_layers=6
+    pp=7: must hold: is at most n_layers=6
     """
     sizes = ("tp", "pp", "dp", "micro_batch", "cp", "ep", "virtual")
     low = [Problem(f, getattr(layout, f), "is at least 1") for f in sizes if getattr(layout, f) < 1]
@@ -121,8 +129,12 @@ def broken_rules(layout: Layout, arch: Arch, cluster: Cluster, global_batch: int
         return low
     return [
         *tensor_rules(layout.tp, arch),
+        *pipeline_rules(arch.n_layers, layout.pp, layout.virtual),
+        *_expert_rules(layout, arch),
+        *_tower_rules(layout, arch),
         *_rules_of_place(layout, cluster),
-        *_rules_of_work(layout, arch, global_batch),
+        *_rules_of_work(layout, global_batch),
+        *([] if seq_len is None else _rules_of_length(layout, seq_len)),
     ]
 
 
@@ -155,6 +167,39 @@ def _sharded_axes(attention: Any, feed_forward: Dense | Experts) -> Iterator[tup
                 yield "d_ff of the shared experts", shared.d_ff
 
 
+def _expert_rules(layout: Layout, arch: Arch) -> list[Problem]:
+    """Experts are dealt out evenly, over ranks that hold copies of everything else."""
+    if layout.ep == 1:
+        return []
+    counts = _expert_counts(arch)
+    broken = [
+        Problem("ep", layout.ep, f"divides n_experts={count} of {name}")
+        for name, count in counts.items()
+        if count % layout.ep
+    ]
+    if not counts:
+        broken.append(Problem("ep", layout.ep, "is 1 for a model without experts"))
+    among = layout.dp * layout.cp
+    if among % layout.ep:
+        broken.append(Problem("ep", layout.ep, f"divides dp * cp = {among}"))
+    return broken
+
+
+def _expert_counts(arch: Arch) -> dict[str, int]:
+    """Experts of each kind of layer that has any."""
+    blocks = {name: layer.feed_forward for name, layer in arch.kinds.items()}
+    return {name: f.n_experts for name, f in blocks.items() if isinstance(f, Experts)}
+
+
+def _tower_rules(layout: Layout, arch: Arch) -> list[Problem]:
+    """A model with a tower beside its decoder is copied, not cut."""
+    cut = {name: getattr(layout, name) for name in ("tp", "pp", "cp", "ep")}
+    towers = [p.field for p in beside(arch, "is none")]
+    rule = f"is 1 for a model with {' and '.join(towers)}"
+    hint = "data parallelism and ZeRO split it"
+    return [Problem(n, size, rule, hint) for n, size in cut.items() if towers and size > 1]
+
+
 def _rules_of_place(layout: Layout, cluster: Cluster) -> list[Problem]:
     node = cluster.size_node
     rules = [
@@ -165,46 +210,108 @@ def _rules_of_place(layout: Layout, cluster: Cluster) -> list[Problem]:
     return [Problem(field, value, rule) for field, value, rule, holds in rules if not holds]
 
 
-def _rules_of_work(layout: Layout, arch: Arch, global_batch: int) -> list[Problem]:
-    per_step, chunks = layout.dp * layout.micro_batch, layout.pp * layout.virtual
+def _rules_of_work(layout: Layout, global_batch: int) -> list[Problem]:
+    """Whole micro-batches; interleaved, as many as fill the pipeline evenly.
+
+    Source of the last: Narayanan 2021 (2104.04473), section 2.2.
+    """
+    per_step = layout.dp * layout.micro_batch
+    n_micro, left = divmod(global_batch, per_step)
     rules = [
-        ("pp" if layout.virtual == 1 else "pp * virtual", chunks,
-         f"divides n_layers={arch.n_layers}", arch.n_layers % chunks == 0),
-        ("dp * micro_batch", per_step, f"divides global_batch={global_batch}",
-         global_batch % per_step == 0),
+        ("dp * micro_batch", per_step, f"divides global_batch={global_batch}", left == 0),
         ("zero", layout.zero, "is 0, 1, 2 or 3", layout.zero in (0, 1, 2, 3)),
-        ("virtual", layout.virtual, "is 1 where pp is 1", layout.virtual == 1 or layout.pp > 1),
-        ("ep", layout.ep, f"divides dp * cp = {layout.dp * layout.cp}",
-         layout.dp * layout.cp % layout.ep == 0),
+        ("virtual", layout.virtual, f"is 1 unless pp={layout.pp} divides the {n_micro} micro-batches of a step",
+         layout.virtual == 1 or n_micro % layout.pp == 0),
     ]  # fmt: skip
     return [Problem(field, value, rule) for field, value, rule, holds in rules if not holds]
 
 
-def legal_layouts(
-    arch: Arch, cluster: Cluster, global_batch: int, micro_batch: int = 1
-) -> tuple[Layout, ...]:
-    """Every legal (tp, pp, ZeRO stage), each with as many data-parallel copies as fit.
+def _rules_of_length(layout: Layout, seq_len: int) -> list[Problem]:
+    """Sequences are cut evenly.
 
-    Fewer copies are legal too, and slower.
+    Each context-parallel rank has a chunk from the front of a sequence and its mirror image
+    from the back, so that all have equal work under a causal mask (Llama 3, 2407.21783,
+    section 3.3.2); tensor-parallel ranks split what each of them has.
     """
+    chunks = 2 * layout.cp if layout.cp > 1 else 1
+    ways = layout.tp if layout.sequence_parallel else 1
+    broken = []
+    if seq_len % chunks:
+        rule = f"times 2 divides seq_len={seq_len}, for equal work under a causal mask"
+        broken.append(Problem("cp", layout.cp, rule))
+    if seq_len % (layout.cp * ways):
+        rule = f"times cp={layout.cp} divides seq_len={seq_len} under sequence parallelism"
+        broken.append(Problem("tp", layout.tp, rule, "or switch sequence parallelism off"))
+    return broken
+
+
+#: A rank keeps at least this many tokens of a sequence where layouts are offered: Llama 3
+#: trains 8,192 without context parallelism and 131,072 with 16 ranks (2407.21783, table 4).
+TOKENS_PER_CONTEXT_RANK = 8192
+
+
+def legal_layouts(
+    arch: Arch,
+    cluster: Cluster,
+    global_batch: int,
+    micro_batch: int = 1,
+    seq_len: int | None = None,
+) -> tuple[Layout, ...]:
+    """Legal layouts to choose from, each with as many data-parallel copies as fit.
+
+    Every tp of a node; pp that divide the layers, or are powers of two; cp where sequences
+    are long; experts whole, dealt out within a node, or as widely as they can be; every
+    ZeRO stage. What is not offered (fewer copies, interleaving) may be legal too.
+    """
+    heads = min(layer.attention.n_heads for layer in arch.kinds.values())
     return tuple(
         layout
-        for tp in _divisors(min(layer.attention.n_heads for layer in arch.kinds.values()))
-        for pp in _divisors(arch.n_layers)
-        if tp * pp <= cluster.count
-        for layout in _with_copies(tp, pp, cluster, global_batch, micro_batch)
-        if not broken_rules(layout, arch, cluster, global_batch)
+        for tp, pp, cp in product(
+            _divisors(math.gcd(heads, cluster.size_node)),
+            _pipelines(arch.n_layers),
+            _contexts(seq_len or 1),
+        )
+        if tp * pp * cp <= cluster.count
+        for layout in _with_copies(
+            Layout(tp, pp, micro_batch=micro_batch, cp=cp), arch, cluster, global_batch
+        )
+        if not broken_rules(layout, arch, cluster, global_batch, seq_len)
     )
 
 
-def _with_copies(
-    tp: int, pp: int, cluster: Cluster, global_batch: int, micro_batch: int
-) -> Iterator[Layout]:
-    room = cluster.count // (tp * pp)
-    dp = max(d for d in _divisors(max(1, global_batch // micro_batch)) if d <= room)
-    yield Layout(tp, pp, dp, 0, micro_batch)
-    if dp > 1:
-        yield Layout(tp, pp, dp, 1, micro_batch)
+def _pipelines(n_layers: int) -> list[int]:
+    """The divisors, and powers of two below.
+
+    >>> _pipelines(61), _pipelines(12)
+    ([1, 2, 4, 8, 16, 32, 61], [1, 2, 3, 4, 6, 8, 12])
+    """
+    powers = {2**k for k in range(n_layers.bit_length()) if 2**k <= n_layers}
+    return sorted(powers | set(_divisors(n_layers)))
+
+
+def _contexts(seq_len: int) -> list[int]:
+    """Powers of two that leave each rank enough tokens.
+
+    >>> _contexts(4096), _contexts(131072)
+    ([1], [1, 2, 4, 8, 16])
+    """
+    most = max(1, seq_len // TOKENS_PER_CONTEXT_RANK)
+    return [2**k for k in range(most.bit_length()) if 2**k <= most]
+
+
+def _with_copies(base: Layout, arch: Arch, cluster: Cluster, global_batch: int) -> Iterator[Layout]:
+    room = cluster.count // base.n_accelerators
+    dp = max(d for d in _divisors(max(1, global_batch // base.micro_batch)) if d <= room)
+    stages: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3) if dp * base.cp > 1 else (0,)
+    for ep, zero in product(_dealings(arch, dp * base.cp, cluster.size_node), stages):
+        yield replace(base, dp=dp, ep=ep, zero=zero)
+
+
+def _dealings(arch: Arch, copies: int, node: int) -> list[int]:
+    """Ways to deal experts over the ranks that hold copies: not, within a node, widest."""
+    counts = _expert_counts(arch).values()
+    even = _divisors(math.gcd(copies, *counts)) if counts else [1]
+    return sorted({1, max(d for d in even if d <= node), even[-1]})
 
 
 def _divisors(whole: int) -> list[int]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from isoflop.arch.spec import Arch
-from isoflop.count.blocks import Part, beside, describe
+from isoflop.count.blocks import Part, Saved, beside, describe
 from isoflop.count.operators import Loss, Matmul, Pointwise
 from isoflop.count.workload import Precision, Workload
 from isoflop.errors import InputError
@@ -134,11 +134,22 @@ def _weights_of(root: Part, names: tuple[str, ...], width: Expr) -> Iterator[Blo
 
 def _saved(part: Part, width: Expr, times: Expr | None = None) -> Iterator[Block]:
     times = part.times if times is None else times * part.times
-    for saved in part.saved:
+    for saved in _kept(part):
         each = Symbol("bytes_index", 8) if saved.kind == "index" else width
         yield Block(saved.name, saved.size * each, times)
     for below in part.parts:
         yield from _saved(below, width, times)
+
+
+def _kept(part: Part) -> Iterator[Saved]:
+    """What PyTorch keeps on a CPU, dropout masks in the activations' precision.
+
+    Its fused attention cannot drop: a core with dropout keeps every pair instead of the
+    log-sum-exp.
+    """
+    every_pair = any(saved.kind == "mask_scores" for saved in part.kept_by_some)
+    yield from (s for s in part.saved if not (every_pair and s.name == "log-sum-exp"))
+    yield from (s for s in part.kept_by_some if every_pair or s.kind == "mask")
 
 
 def _widest(part: Part) -> Expr:

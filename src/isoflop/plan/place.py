@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from itertools import groupby
 from typing import TypeAlias
 
 from isoflop.arch import Arch
+from isoflop.count.stages import layers_of_stage
 from isoflop.errors import Infeasible, InputError
-from isoflop.hardware import Chip, Cluster
+from isoflop.hardware import Cluster
 from isoflop.plan.layout import Layout, Refusal, broken_rules, legal_layouts
 from isoflop.plan.shard import Trained, memory_training_stage
 from isoflop.quantity import Node
@@ -19,52 +21,89 @@ Placed: TypeAlias = tuple[Layout, Node, tuple[Refusal, ...], str]
 
 def place(job: Trained, cluster: Cluster, global_batch: int, wanted: Layout | None) -> Placed:
     """The layout wanted, or the smallest that fits."""
+    refused: list[Refusal] = []
+    for alike in _candidates(job, cluster, global_batch, wanted):
+        if (refusal := _weigh(job, alike[-1], cluster, global_batch)[1]) is not None:
+            refused.append(refusal)
+            continue
+        for layout in alike:
+            memory, refusal = _weigh(job, layout, cluster, global_batch)
+            if refusal is None:
+                bound = _binding(refused) if wanted is None else "none sought: the layout was given"
+                return layout, memory, tuple(refused), bound
+            refused.append(refusal)
+    where = f"{job.arch.name} on {cluster}"
     if wanted is not None:
-        broken = broken_rules(wanted, job.arch, cluster, global_batch)
+        raise Infeasible(f"{where}: the layout given does not fit: {refused[0]}")
+    closest = min(refused, key=lambda r: r.bytes_over)
+    raise Infeasible(f"{where}: none of {len(refused)} layouts fits; closest {closest}")
+
+
+def _candidates(
+    job: Trained, cluster: Cluster, global_batch: int, wanted: Layout | None
+) -> list[list[Layout]]:
+    """What to try, least split first, in groups of one tp, pp and cp that hold ever less.
+
+    Only how experts are dealt and the ZeRO stage differ in a group: where its last layout
+    does not fit, none does.
+    """
+    seq_len = job.work.seq_len
+    if wanted is not None:
+        broken = broken_rules(wanted, job.arch, cluster, global_batch, seq_len)
         if broken:
             raise InputError("layout", broken)
-        candidates = [wanted]
-    else:
-        legal = legal_layouts(job.arch, cluster, global_batch, job.work.batch)
-        candidates = sorted(legal, key=lambda layout: _order(layout, cluster))
-    refused: list[Refusal] = []
-    for layout in candidates:
-        memory = bytes_per_accelerator(job, layout, global_batch)
-        refusal = _refusal(layout, memory, cluster.chip)
-        if refusal is None:
-            return layout, memory, tuple(refused), _binding(refused)
-        refused.append(refusal)
-    closest = min(refused, key=lambda r: r.bytes_over)
-    raise Infeasible(
-        f"{job.arch.name} on {cluster}: none of {len(refused)} layouts fits; closest {closest}"
-    )
+        return [[wanted]]
+    legal = legal_layouts(job.arch, cluster, global_batch, job.work.batch, seq_len)
+    ordered = sorted(legal, key=lambda layout: (_group(layout, cluster), layout.ep, layout.zero))
+    return [list(alike) for _, alike in groupby(ordered, lambda layout: _group(layout, cluster))]
 
 
-def _order(layout: Layout, cluster: Cluster) -> tuple[int, ...]:
-    """Least split first, a pipeline after tensor parallelism; much idleness last of all."""
+def _group(layout: Layout, cluster: Cluster) -> tuple[int, ...]:
+    """Least split first, tensor parallelism before the rest.
+
+    ZeRO 2 and 3 come after all that does without, for they send more (Rajbhandari 2020,
+    1910.02054, section 7; for each micro-batch, where there are several); much idleness last.
+    """
     wasteful = 8 * (cluster.count - layout.n_accelerators) > cluster.count
-    return int(wasteful), layout.tp * layout.pp, layout.pp, layout.zero
+    split = layout.tp * layout.pp * layout.cp
+    return int(wasteful), int(layout.zero > 1), split, layout.cp, layout.pp
 
 
 def bytes_per_accelerator(job: Trained, layout: Layout, global_batch: int) -> Node:
     """Memory of the accelerator that holds most."""
     n_micro = layout.n_micro_batches(global_batch)
-    stages = _stages(job.arch, layout.pp)
+    stages = stages_unlike(job.arch, layout)
     trees = [memory_training_stage(job, layout, n_micro, stage) for stage in stages]
     return max(trees, key=lambda tree: tree.value)
 
 
-def _stages(arch: Arch, pp: int) -> Iterator[int]:
-    """Stages that may hold most: the ends, and all of them where layers differ."""
-    return iter(range(pp) if len(arch.kinds) > 1 else sorted({0, pp - 1}))
+def stages_unlike(arch: Arch, layout: Layout) -> tuple[int, ...]:
+    """Stages that may hold most: of those with equal parts the first, which keeps most.
+
+    >>> from isoflop.arch import gpt
+    >>> odd = gpt("odd", d_model=96, n_layers=14, n_heads=6, vocab_size=64, max_seq_len=8)
+    >>> stages_unlike(odd, Layout(pp=4))
+    (0, 1, 3)
+    """
+    first: dict[object, int] = {}
+    for stage in range(layout.pp):
+        own = layers_of_stage(arch.n_layers, layout.pp, stage, layout.virtual)
+        kinds = frozenset(Counter(arch.layers[i].name for i in own).items())
+        first.setdefault((stage == 0, stage == layout.pp - 1, kinds), stage)
+    return tuple(first.values())
 
 
-def _refusal(layout: Layout, memory: Node, chip: Chip) -> Refusal | None:
-    needed, available = int(memory.value), int(chip.bytes_memory.value)
+def _weigh(
+    job: Trained, layout: Layout, cluster: Cluster, global_batch: int
+) -> tuple[Node, Refusal | None]:
+    """What a layout's fullest accelerator holds, and the refusal where that is too much."""
+    memory = bytes_per_accelerator(job, layout, global_batch)
+    needed, available = int(memory.value), int(cluster.chip.bytes_memory.value)
     if needed <= available:
-        return None
+        return memory, None
     largest = max(memory.children, key=lambda child: child.value)
-    return Refusal(layout, needed, available, largest.name, float(largest.value / memory.value))
+    share = float(largest.value / memory.value)
+    return memory, Refusal(layout, needed, available, largest.name, share)
 
 
 def _binding(refused: list[Refusal]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isoflop.count.memory import BYTES_RUNTIME
+from isoflop.count.memory import bytes_runtime
 from isoflop.count.memory_rank import Shards, Trained, memory_rank
 from isoflop.count.memory_saved import Recompute
 from isoflop.plan.layout import Layout
@@ -25,8 +25,11 @@ def shards_of(layout: Layout) -> Shards:
     )
 
 
-def memory_training_stage(job: Trained, layout: Layout, n_micro: int, stage: int) -> Node:
+def memory_training_stage(
+    job: Trained, layout: Layout, n_micro: int, stage: int, stack: str = "unknown"
+) -> Node:
     """Bytes that one accelerator of pipeline stage `stage` holds, as a tree."""
     rank = memory_rank(job, shards_of(layout), n_micro=n_micro, stage=stage)
-    overhead = leaf("bytes_overhead", "bytes", BYTES_RUNTIME, source=BYTES_RUNTIME.source)
+    runtime = bytes_runtime(stack)
+    overhead = leaf("bytes_overhead", "bytes", runtime, source=runtime.source)
     return branch("bytes_per_accelerator", "bytes", [*rank.children, overhead])

@@ -1,50 +1,51 @@
-"""What a training run costs: FLOPs, accelerator-hours, days, energy, money, memory."""
+"""What a training run costs: FLOPs, accelerator-hours, days, energy, money, memory, carbon."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 from isoflop.arch import Arch
-from isoflop.count import (
-    TRAINING_STATES,
-    Precision,
-    TrainingState,
-    Workload,
-    flops_6n,
-    flops_forward,
-    params,
-)
-from isoflop.count.blocks import beside
-from isoflop.count.flops import BACKWARD
 from isoflop.errors import InputError, Problem
 from isoflop.hardware import Chip, Cluster
 from isoflop.hardware.chip import Precision as Format
 from isoflop.plan.ask import at_most, one_of, whole
-from isoflop.plan.assumed import UTILIZATION, assumption_json, choose
-from isoflop.plan.economics import dollars, energy_mwh, price_of, unstated
+from isoflop.plan.assumed import assumption_json
+from isoflop.plan.economics import dollars, energy_mwh, price_of, tonnes_co2e, unstated
 from isoflop.plan.layout import Layout, Refusal
 from isoflop.plan.place import place
-from isoflop.plan.roofline import Rates, Stored, seconds_forward
+from isoflop.plan.quoted import Quoted, quoted_for
 from isoflop.plan.shard import Recompute, Trained
-from isoflop.quantity import Basis, Expr, Node, Symbol, branch, leaf, number
+from isoflop.plan.work import COUNTINGS, STATES, Counting, Work, accelerator_seconds
+from isoflop.quantity import Basis, Node, Symbol, leaf
 from isoflop.quantity.node import plain
 
-#: Which work "the FLOPs of a run" counts. `model`: every matrix product and all scores, as
-#: in PaLM's MFU (Chowdhery 2022, appendix B). `causal`: only the scores that the causal
-#: mask leaves. `6nd`: 6 x active parameters x tokens, no scores (Kaplan 2020, 2.1).
-Counting: TypeAlias = Literal["model", "causal", "6nd"]
-COUNTINGS: tuple[Counting, ...] = ("model", "causal", "6nd")
 RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
 
-#: How a run stores its state, by the precision it computes in.
-STATES: dict[Format, TrainingState] = {
-    "fp32": TRAINING_STATES["fp32"],
-    "tf32": TRAINING_STATES["fp32"],
-    "bf16": TRAINING_STATES["bf16"],
-    "fp16": replace(TRAINING_STATES["bf16"], name="fp16", activation=Precision.FP16),
-    "fp8": TRAINING_STATES["bf16"],
-}
+
+@dataclass(frozen=True, slots=True)
+class TrainAsk:
+    """What a training plan is asked for; `plan_train` says what each field means."""
+
+    work: Work
+    cluster: Cluster
+    global_batch: int
+    precision: Format
+    micro_batch: int
+    layout: Layout | None
+    mfu: float | None
+    tflops: float | None
+    price: float | None
+    watts: float | None
+    pue: float | None
+    carbon: float | None
+
+    @property
+    def job(self) -> Trained:
+        """One micro-batch, as memory sees it; a layout given brings its own."""
+        n = self.layout.micro_batch if self.layout is not None else self.micro_batch
+        work = self.work
+        return Trained(work.arch, work.batch(n), STATES[self.precision], work.recompute)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +53,11 @@ class TrainPlan:
     """A training run on a cluster, with what it refused and what it assumed.
 
     `flops` is the model's own work by the named convention; `flops_hardware` adds what is
-    recomputed; `flops_6nd` is the rule of thumb, whatever the convention.
+    recomputed; `flops_6nd` is the rule of thumb, whatever the convention. `quoted` is what
+    others have said that training this model takes.
     """
 
-    model: str
-    cluster: Cluster
-    tokens: int
-    seq_len: int
-    global_batch: int
-    precision: Format
-    recompute: Recompute
-    convention: Counting
+    ask: TrainAsk
     layout: Layout
     flops: Node
     flops_hardware: Node
@@ -70,15 +65,26 @@ class TrainPlan:
     accelerator_hours: Node
     days: Node
     energy_mwh: Node
+    tonnes_co2e: Node
     dollars: Node
     bytes_per_accelerator: Node
     refused: tuple[Refusal, ...]
     binding: str
+    quoted: tuple[Quoted, ...]
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.ask.cluster
+
+    @property
+    def n_idle(self) -> int:
+        """Accelerators that the layout leaves out."""
+        return self.cluster.count - self.layout.n_accelerators
 
     def nodes(self) -> dict[str, Node]:
         """Every number of the plan, by its name in JSON."""
         names = ("flops", "flops_hardware", "flops_6nd", "accelerator_hours", "days",
-                 "energy_mwh", "dollars", "bytes_per_accelerator")  # fmt: skip
+                 "energy_mwh", "tonnes_co2e", "dollars", "bytes_per_accelerator")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -89,24 +95,25 @@ class TrainPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data: numbers by name, then ranges and trees beside them."""
-        nodes = self.nodes()
+        nodes, work = self.nodes(), self.ask.work
         ranges = {name: node.interval for name, node in nodes.items()}
         return {
-            "model": self.model,
+            "model": work.arch.name,
             "cluster": self.cluster.to_json(),
-            "tokens": self.tokens,
-            "seq_len": self.seq_len,
-            "global_batch": self.global_batch,
-            "precision": self.precision,
-            "recompute": self.recompute,
-            "convention": self.convention,
+            "tokens": work.tokens,
+            "seq_len": work.seq_len,
+            "global_batch": self.ask.global_batch,
+            "precision": self.ask.precision,
+            "recompute": work.recompute,
+            "convention": work.convention,
             **{name: plain(node.value) for name, node in nodes.items()},
             "layout": self.layout.to_json(),
-            "n_idle": self.cluster.count - self.layout.n_accelerators,
+            "n_idle": self.n_idle,
             "binding": self.binding,
             "intervals": {name: r.to_json() for name, r in ranges.items() if r is not None},
             "assumptions": [assumption_json(s) for s in self.assumptions],
             "refused": [r.to_json() for r in self.refused],
+            "quoted": [q.to_json() for q in self.quoted],
             "breakdown": {name: node.to_json() for name, node in nodes.items()},
         }
 
@@ -118,6 +125,8 @@ def plan_train(
     *,
     seq_len: int,
     global_batch: int,
+    source_len: int | None = None,
+    images: int = 1,
     precision: Format = "bf16",
     recompute: Recompute = "none",
     micro_batch: int = 1,
@@ -127,15 +136,18 @@ def plan_train(
     price: float | None = None,
     watts: float | None = None,
     pue: float | None = None,
+    carbon: float | None = None,
     convention: Counting = "model",
 ) -> TrainPlan:
     """Plan a training run.
 
-    `global_batch` is in sequences. `tflops` is the achieved rate of one accelerator in
-    10^12 hardware FLOPs per second, recomputation counted; `mfu` the share of peak that
-    the model's own FLOPs reach. With neither, the roofline times an assumed utilization.
-    `price` is in dollars per accelerator-hour, `watts` per accelerator with its host. A
-    `layout` given brings its own micro-batch.
+    `tokens` are those that the decoder reads. `global_batch` is in sequences; beside each an
+    encoder reads `source_len` tokens (None: seq_len), a vision tower `images`. `tflops` is
+    the achieved rate of one accelerator in 10^12 hardware FLOPs per second, recomputation
+    counted; `mfu` the share of peak that the model's own FLOPs reach. With neither, the
+    roofline times an assumed utilization. `price` is in dollars per accelerator-hour, `watts`
+    per accelerator with its host, `carbon` in kg of CO2e per kWh. A `layout` given brings its
+    own micro-batch.
 
     Raises:
         InputError: a number out of bounds, an illegal layout, a precision the chip lacks, a
@@ -150,130 +162,83 @@ def plan_train(
     >>> print(plan.layout, round(float(plan.accelerator_hours.value), 1))
     tp=1 pp=1 dp=8 zero=0 19.0
     """
-    if layout is not None:
-        micro_batch = layout.micro_batch
-    bad = [
-        *beside(arch, "is none: plans are made for decoders"),
-        *_check_work(arch, tokens=tokens, seq_len=seq_len,
-                     global_batch=global_batch, micro_batch=micro_batch),
-        *one_of("precision", precision, STATES),
-        *one_of("recompute", recompute, RECOMPUTES),
-        *one_of("convention", convention, COUNTINGS),
-        *_check_rate(cluster.chip, precision, mfu, tflops),
-        *unstated(cluster.chip, price=price, watts=watts),
-        *([] if pue is None or pue >= 1 else [Problem("pue", pue, "is at least 1, all energy over the machines' own")]),
-    ]  # fmt: skip
-    if bad:
+    work = Work(arch, tokens, seq_len, convention, recompute, source_len, images)
+    ask = TrainAsk(work, cluster, global_batch, precision, micro_batch, layout, mfu=mfu,
+                   tflops=tflops, price=price, watts=watts, pue=pue, carbon=carbon)  # fmt: skip
+    if bad := _problems(ask):
         raise InputError("plan train", bad)
-    state = STATES[precision]
-    job = Trained(arch, Workload.train(micro_batch, seq_len), state, recompute)
-    chosen, memory, refused, binding = place(job, cluster, global_batch, layout)
-    flops = _flops(arch, tokens, seq_len, convention, "none")
-    hardware = _flops(arch, tokens, seq_len, convention, recompute)
-    work = _Work(named("flops", flops), named("flops_hardware", hardware))
-    seconds = _accelerator_seconds(job, cluster.chip, precision, work, mfu=mfu, tflops=tflops)
+    return _planned(ask)
+
+
+def _planned(ask: TrainAsk) -> TrainPlan:
+    work, chip = ask.work, ask.cluster.chip
+    layout, memory, refused, binding = place(ask.job, ask.cluster, ask.global_batch, ask.layout)
+    seconds = accelerator_seconds(work, chip, ask.precision, micro_batch=layout.micro_batch,
+                                  mfu=ask.mfu, tflops=ask.tflops)  # fmt: skip
     hours = seconds / 3600
-    used = Symbol("n_accelerators_used", chosen.n_accelerators)
+    used = Symbol("n_accelerators_used", layout.n_accelerators)
+    energy = energy_mwh(hours, chip, watts=ask.watts, pue=ask.pue)
     return TrainPlan(
-        model=arch.name,
-        cluster=cluster,
-        tokens=tokens,
-        seq_len=seq_len,
-        global_batch=global_batch,
-        precision=precision,
-        recompute=recompute,
-        convention=convention,
-        layout=chosen,
-        flops=flops,
-        flops_hardware=hardware,
-        flops_6nd=leaf("flops_6nd", "flops", flops_6n(arch, Symbol("tokens", tokens))),
+        ask=ask,
+        layout=layout,
+        flops=work.flops,
+        flops_hardware=work.flops_hardware,
+        flops_6nd=work.flops_6nd,
         accelerator_hours=leaf("accelerator_hours", "hours", hours, basis=Basis.MODELLED),
         days=leaf("days", "days", hours / (24 * used), basis=Basis.MODELLED),
-        energy_mwh=energy_mwh(hours, cluster.chip, watts=watts, pue=pue),
-        dollars=dollars(hours, price_of(cluster.chip, price)),
+        energy_mwh=energy,
+        tonnes_co2e=tonnes_co2e(energy, ask.carbon),
+        dollars=dollars(hours, price_of(chip, ask.price)),
         bytes_per_accelerator=memory,
         refused=refused,
         binding=binding,
+        quoted=quoted_for(work.arch),
     )
-
-
-def named(name: str, node: Node) -> Symbol:
-    """A finished number under its own name, so that what is built on it stays readable.
-
-    Only for nodes without uncertain parts: a name carries no range.
-    """
-    assert node.interval is None, f"{name} is uncertain"
-    return Symbol(name, node.value, source=f"the tree {node.name!r} of this plan")
-
-
-# --- FLOPs and time ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    model: Symbol
-    hardware: Symbol
-
-
-def _flops(
-    arch: Arch, tokens: int, seq_len: int, convention: Counting, recompute: Recompute
-) -> Node:
-    """Forward, backward and what is run again, over all tokens."""
-    tokens_all = Symbol("tokens", tokens, meaning="tokens trained on")
-    again = recompute == "full"
-    if convention == "6nd":
-        forward = leaf(
-            "forward", "flops", 2 * params(arch, active=True).total, source="2 N per token"
-        )
-        steps = [forward, replace(forward, name="backward", times=number(BACKWARD))]
-        steps += [replace(forward, name="recompute")] if again else []
-        return branch("flops", "flops", steps, times=tokens_all)
-    work = Workload.train(1, seq_len, causal_skip=convention == "causal")
-    forward = replace(flops_forward(arch, work), name="forward")
-    steps = [forward, replace(forward, name="backward", times=number(BACKWARD))]
-    if again:  # each layer once more; the head's input is kept, so the head is not
-        steps.append(
-            branch("recompute", "flops", [c for c in forward.children if c.name in arch.kinds])
-        )
-    return branch("flops", "flops", steps, times=tokens_all / work.T)
-
-
-def _accelerator_seconds(
-    job: Trained,
-    chip: Chip,
-    precision: Format,
-    work: _Work,
-    *,
-    mfu: float | None,
-    tflops: float | None,
-) -> Expr:
-    peak = chip.peak(precision)
-    if tflops is not None:
-        rate = Symbol("flops_per_second_achieved", tflops * 1e12, source="given")
-        return work.hardware / rate
-    if mfu is not None:
-        return work.model / (Symbol("mfu", mfu, source="given") * peak)
-    stored = Stored(*3 * (job.state.activation,))
-    rates = Rates(peak, chip.bytes_per_second_memory)
-    roofline = seconds_forward(job.arch, job.work, rates, stored).total
-    per_pass = named("flops_forward", flops_forward(job.arch, job.work))
-    return work.hardware / per_pass * roofline / choose(UTILIZATION, None)
 
 
 # --- checks -----------------------------------------------------------------------------
 
 
-def _check_work(
-    arch: Arch, *, tokens: int, seq_len: int, global_batch: int, micro_batch: int
-) -> list[Problem]:
+def _problems(ask: TrainAsk) -> list[Problem]:
+    chip, pue = ask.cluster.chip, ask.pue
+    return [
+        *_check_work(ask),
+        *_check_towers(ask.work),
+        *one_of("precision", ask.precision, STATES),
+        *one_of("recompute", ask.work.recompute, RECOMPUTES),
+        *one_of("convention", ask.work.convention, COUNTINGS),
+        *_check_rate(chip, ask.precision, ask.mfu, ask.tflops),
+        *unstated(chip, price=ask.price, watts=ask.watts),
+        *([] if pue is None or pue >= 1 else [Problem("pue", pue, "is at least 1, all energy over the machines' own")]),
+    ]  # fmt: skip
+
+
+def _check_work(ask: TrainAsk) -> list[Problem]:
+    work = ask.work
+    micro_batch = ask.layout.micro_batch if ask.layout is not None else ask.micro_batch
     bad = [
-        *whole("tokens", tokens, 10**18),
-        *whole("seq_len", seq_len, arch.max_seq_len),
-        *whole("global_batch", global_batch, 10**9),
+        *whole("tokens", work.tokens, 10**18),
+        *whole("seq_len", work.seq_len, work.arch.max_seq_len),
+        *whole("global_batch", ask.global_batch, 10**9),
         *whole("micro_batch", micro_batch, 10**9),
     ]
-    if not bad and global_batch % micro_batch:
-        bad.append(Problem("micro_batch", micro_batch, f"divides global_batch={global_batch}"))
+    if not bad and ask.global_batch % micro_batch:
+        bad.append(Problem("micro_batch", micro_batch, f"divides global_batch={ask.global_batch}"))
+    return bad
+
+
+def _check_towers(work: Work) -> list[Problem]:
+    """Lengths of what a tower reads are given where there is one."""
+    bad = []
+    encoder, vision = work.arch.encoder, work.arch.vision
+    if encoder is not None:
+        bad += whole("source_len", work.source_len or work.seq_len, encoder.max_seq_len)
+    elif work.source_len is not None:
+        bad.append(Problem("source_len", work.source_len, "is given where there is an encoder"))
+    if vision is not None:
+        bad += whole("images", work.images, 10**6)
+    elif work.images != 1:
+        bad.append(Problem("images", work.images, "is given where there is a vision tower"))
     return bad
 
 

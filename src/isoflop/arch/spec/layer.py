@@ -13,6 +13,12 @@ from isoflop.arch.spec.norms import Norm
 #: Far beyond any real model.
 MAX_LAYERS = 10_000
 
+#: What trees call the parts of a model that are no layers; a layer of that name would hide one.
+NAMES_TAKEN = frozenset({
+    "class_token", "embedding", "encoder", "final_norm", "head", "layer_going_backward", "loss",
+    "output", "patches", "positions", "pre_norm", "projector", "tokens", "vision",
+})  # fmt: skip
+
 
 class Wiring(StrEnum):
     """Where a layer's norms stand.
@@ -34,8 +40,8 @@ class Wiring(StrEnum):
 class Layer:
     """One layer: attention, feed-forward, their norm and how they are wired.
 
-    `name` is the layer's place in every tree (`layer/attention/k`); layers of one name
-    are equal. `cross` is attention to an encoder's output.
+    `name` is the layer's place in every tree (`layer/attention/k`), so it is none of
+    `NAMES_TAKEN`; layers of one name are equal. `cross` is attention to an encoder's output.
     """
 
     attention: Attention | LatentAttention
@@ -49,7 +55,11 @@ class Layer:
 
     def __post_init__(self) -> None:
         rules = Rules(self).identifier("name").share("dropout").one_of("wiring", tuple(Wiring))
-        rules.real("residual_scale", above=0).close()
+        rules.real("residual_scale", above=0)
+        taken = self.name in NAMES_TAKEN or str(self.name).startswith("relative_bias")
+        rules.must("name", "is not what the model's own parts are called: relative_bias..., "
+                   + ", ".join(sorted(NAMES_TAKEN)), not taken, f"say layer_{self.name}")  # fmt: skip
+        rules.close()
 
 
 def check_layers(rules: Rules, layers: tuple[Layer, ...]) -> None:

@@ -18,7 +18,6 @@ from isoflop.check.published.score import Judged
 from isoflop.check.published.shapes import Skip
 from isoflop.check.published.table import Table
 from isoflop.count import (
-    BYTES_RUNTIME,
     KERNELS,
     TRAINING_STATES,
     Kernels,
@@ -28,6 +27,7 @@ from isoflop.count import (
     Shards,
     Trained,
     Workload,
+    bytes_runtime,
     finetune_memory,
     memory_inference,
     memory_rank,
@@ -62,7 +62,7 @@ class Result:
     def error_with_runtime(self) -> float:
         """With what each plan adds for the context, libraries and buffers of an accelerator."""
         assert self.published is not None
-        runtime = self.n_accelerators * float(BYTES_RUNTIME.value)
+        runtime = self.n_accelerators * float(bytes_runtime(self.stack).value)
         return (self.predicted + runtime) / self.published - 1
 
     @property
@@ -74,8 +74,15 @@ class Result:
     @property
     def in_range(self) -> bool:
         """Whether a plan's range, that of the runtime's memory, holds the published number."""
-        assert BYTES_RUNTIME.spread is not None
-        return self.missing in BYTES_RUNTIME.spread
+        spread = bytes_runtime(self.stack).spread
+        assert spread is not None
+        return self.missing in spread
+
+    @property
+    def stack(self) -> str:
+        """BigScience's runs, and Qwen's of all parameters, were on DeepSpeed."""
+        engine = self.family in ("bloom-tr11", "bigscience-v100") or self.group == "Full-parameter"
+        return "deepspeed" if engine else "pytorch"
 
 
 @cache
@@ -157,13 +164,11 @@ def bigscience(row: Row) -> tuple[float, str]:
     kernels = replace(KERNELS["korthikanti"], statistics=True)
     work = Workload.train(int(row["micro_batch"]), 2048)
     job = Trained(arch, work, TRAINING_STATES["fp16-fp32-main-grads"], _recompute(row), kernels)
-    if n_layers % pp:
-        raise Skip("the layers do not divide by the pipeline's stages")
     dp = int(row["dp"])
     shards = Shards(tp=int(row["tp"]), pp=pp, dp=dp, zero=0 if row["sharding"] == "ZeRO-0" else 1,
                     sequence_parallel=False)  # fmt: skip
     n_micro = max(1, int(row["batch_or_grad_accum"].split()[-1]) // (dp * int(row["micro_batch"])))
-    ends = {0, pp - 1}
+    ends = {0, min(1, pp - 1), pp - 1}  # uneven stages are short at the ends
     return max(
         float(memory_rank(job, shards, n_micro=n_micro, stage=s).value) for s in ends
     ), "allocator"
@@ -327,8 +332,9 @@ def _judged(row: Row, item: Result | tuple[Row, str]) -> Judged:
     )
     if item.kind == "formula":
         return judged
-    assert BYTES_RUNTIME.spread is not None
-    runtime, spread = float(BYTES_RUNTIME.value), BYTES_RUNTIME.spread
+    spread = bytes_runtime(item.stack).spread
+    assert spread is not None
+    runtime = float(bytes_runtime(item.stack).value)
     return replace(
         judged,
         predicted=item.predicted + item.n_accelerators * runtime,
