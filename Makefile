@@ -10,7 +10,7 @@ export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config g
 # Tests run in processes of one thread each; more threads than cores is a cliff (OpenMP spins).
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))")
 
-.PHONY: step-fit help setup demo test check lint types format bench schema clean
+.PHONY: step-fit help setup demo test check lint types format bench bench-light fuzz schema validation clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,15 @@ schema: .venv.stamp ## write docs/schema.json anew
 
 bench: .venv.stamp ## predicted against measured step time and memory at six shapes
 	$(BIN)/python benchmarks/step_time_cpu.py -o benchmarks
+
+validation: .venv.stamp ## write docs/validation.md anew; TABLES=FOLDER adds larger tables
+	$(BIN)/python benchmarks/validation_page.py $(TABLES) -o docs/validation.md
+
+bench-light: .venv.stamp ## a cold `isoflop count`, and parameter trees per second
+	$(BIN)/python benchmarks/light.py -o benchmarks
+
+fuzz: .venv.stamp ## 6 minutes: 10,000 malformed inputs of each kind
+	OMP_NUM_THREADS=1 ISOFLOP_MALFORMED=10000 $(BIN)/python -m pytest -q tests/test_malformed.py
 
 clean: ## remove what make made
 	rm -rf .venv .venv.stamp demo-out

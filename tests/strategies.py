@@ -27,6 +27,7 @@ from isoflop.arch.spec import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    Projector,
     QkNorm,
     RelativeBias,
     RelativeProjection,
@@ -218,16 +219,25 @@ def encoders(draw: st.DrawFn) -> Encoder:
 
 @st.composite
 def visions(draw: st.DrawFn) -> VisionTower:
-    patch = draw(st.integers(1, 16))
+    patch, merge = draw(st.integers(1, 16)), draw(st.integers(1, 3))
+    projector = Projector(
+        n_maps=draw(st.integers(1, 3)),
+        bias=draw(st.booleans()),
+        norm=draw(some(norms)),
+        merge=merge,
+        averaged=draw(st.booleans()),
+        d_hidden=draw(some(sizes)),
+    )
     return VisionTower(
         d_model=draw(sizes),
         layers=draw(stacks()),
-        image=patch * draw(st.integers(1, 8)),
+        image=patch * merge * draw(st.integers(1, 8)),
         patch=patch,
         class_token=draw(st.booleans()),
         pre_norm=draw(some(norms)),
         final_norm=draw(some(norms)),
-        projector=draw(st.integers(1, 3)),
+        positions=draw(st.booleans()),
+        projector=projector,
     )
 
 

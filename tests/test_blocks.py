@@ -18,6 +18,7 @@ from isoflop.arch.spec import (
     Head,
     Layer,
     LayerNorm,
+    Projector,
     QkNorm,
     RelativeBias,
     RmsNorm,
@@ -178,13 +179,31 @@ def test_a_tied_head_behind_a_narrow_embedding_projects_back() -> None:
 def test_a_vision_tower_by_hand() -> None:
     inner = Layer(Attention(2, 2, 3, bias_qkv=True), Dense(7), LayerNorm())
     tower = VisionTower(6, (inner, inner), image=8, patch=4, channels=3, patch_bias=True,
-                        pre_norm=LayerNorm(), final_norm=None, projector=3, projector_bias=False)  # fmt: skip
+                        pre_norm=LayerNorm(), final_norm=None, projector=Projector(3, bias=False))  # fmt: skip
     tree = params(one(Layer(Attention(2, 2, 4), Dense(4), RmsNorm()), vision=tower)).find("vision")
     assert tree.find("patches").value == 4 * 4 * 3 * 6 + 6
     assert tree.find("class_token").value == 6
     assert tree.find("positions").value == 5 * 6  # 4 patches and the class token
     assert tree.find("projector").value == 6 * 8 + 2 * 8 * 8
     assert tree.find("layer").value == 2 * (4 * 36 + 3 * 6 + 2 * 6 * 7 + 2 * 12)
+
+
+@pytest.mark.parametrize(("averaged", "width", "normed"), [(False, 4 * 6, 16), (True, 6, 4)])
+def test_merged_patches_go_through_the_projector_together(
+    averaged: bool, width: int, normed: int
+) -> None:
+    inner = Layer(Attention(2, 2, 3), Dense(7), LayerNorm())
+    projector = Projector(2, norm=RmsNorm(), merge=2, averaged=averaged, d_hidden=5)
+    tower = VisionTower(6, (inner,), image=16, patch=4, class_token=False, positions=False,
+                        projector=projector)  # fmt: skip
+    arch = one(Layer(Attention(2, 2, 4), Dense(4), RmsNorm()), vision=tower)
+    tree = params(arch).find("vision")
+    assert "positions" not in {child.name for child in tree.children}
+    assert tree.find("projector").value == 6 + (width * 5 + 5) + (5 * 8 + 8)
+    flops = flops_forward(arch, Workload.train(1, 8)).find("vision/projector")
+    assert flops.value == 2 * 4 * (width * 5 + 5 * 8)  # 16 patches are 4 tokens
+    saved = bytes_saved(arch, Workload.train(1, 8), Precision.FP32).find("vision/projector/norm")
+    assert saved.value == 4 * normed * (6 + 1)  # its input and a number a row
 
 
 def test_decoding_leaves_the_encoder_and_its_keys_alone() -> None:

@@ -93,9 +93,11 @@ def commands(runs: Path) -> dict[str, list[str]]:
         "hardware": ["hardware"],
         "plan train": ["plan", "train", "llama-3-8b", "--tokens", "15T", "--on", "512xh100-sxm"],
         "plan serve": ["plan", "serve", "llama-3-70b", "--on", "8xh100-sxm", "--precision", "int8"],
+        "plan budget": ["plan", "budget", "--flops", "1e21", "--on", "64xh100-sxm"],
         "laws": ["laws"],
         "fit": ["fit", str(runs), "--params", "N", "--flops", "C", "--loss", "L", "--at", "70B:1T"],
         "predict": ["predict", "besiroglu-2024", "--flops", "1e21"],
+        "validate": ["validate"],
         "check": ["check", "gpt2"],
     }
 

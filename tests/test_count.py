@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoflop.arch import Arch, Dense, Experts, LatentAttention, Layer, gpt, llama, palm
-from isoflop.arch.spec import Attention, Embedding, Head, RmsNorm, Rope, Window
+from isoflop.arch import (
+    Arch,
+    Dense,
+    Experts,
+    LatentAttention,
+    Layer,
+    gpt,
+    llama,
+    palm,
+    read_spec,
+    zoo,
+)
+from isoflop.arch.spec import Attention, BlockSparse, Embedding, Head, RmsNorm, Rope, Window
 from isoflop.count import (
     TRAINING_STATES,
     Precision,
@@ -195,3 +207,45 @@ def test_impossible_work_is_refused_with_every_problem() -> None:
     assert {p.field for p in caught.value.problems} == {"batch", "seq_len"}
     with pytest.raises(InputError, match="sees itself"):
         Workload(1, 8, 4)
+
+
+# --- GPT-3's banded layers ------------------------------------------------------------------
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_the_documented_band_of_gpt3_changes_scores_and_cache_and_nothing_else() -> None:
+    banded = read_spec(DOCS / "gpt3-banded.toml")
+    assert [layer.name for layer in banded.layers[:4]] == ["dense", "banded"] * 2
+    assert params(banded).value == params(GPT3).value == 174_604_259_328
+    work = Workload.train(3, 2048)
+    # Of 96 layers 48 score 256 of 2,048 keys; a product with the keys and one with the values.
+    fewer = 48 * 2 * 2 * 3 * 2048 * (2048 - 256) * 12288
+    assert flops_forward(GPT3, work).value - flops_forward(banded, work).value == fewer
+    kept = 2 * 2 * 3 * 12288 * (48 * 2048 + 48 * 256)  # bytes, k and v, sequences, width, tokens
+    assert bytes_kv_cache(banded, work, Precision.BF16).value == kept
+
+
+def test_the_page_of_sparse_attention_shows_the_file_and_the_zoo_points_to_it() -> None:
+    page = (DOCS / "sparse-attention.md").read_text(encoding="utf-8")
+    assert (DOCS / "gpt3-banded.toml").read_text(encoding="utf-8") in page
+    for name in zoo.names():
+        if name.startswith("gpt3-"):
+            assert "docs/sparse-attention.md" in zoo.entry(name).note
+
+
+@pytest.mark.parametrize(("stride", "kept"), [(0, 256), (8, 2048)])
+def test_blocks_without_a_stride_are_a_band_and_cached_as_one(stride: int, kept: int) -> None:
+    """With a stride, any earlier key may be asked for again; with none, two blocks of 128."""
+
+    def blocks(layer: Layer) -> Layer:
+        span = BlockSparse(128, n_local=2, stride=stride)
+        assert isinstance(layer.attention, Attention)
+        return replace(layer, attention=replace(layer.attention, span=span))
+
+    sparse = replace(GPT3, layers=tuple(map(blocks, GPT3.layers)))
+    work = Workload.train(1, 2048)
+    cache = bytes_kv_cache(sparse, work, Precision.BF16)
+    assert cache.value == 2 * 2 * 96 * 12288 * kept
+    scores = flops_forward(sparse, work).find("layer/attention/core").value
+    assert scores == 4 * 2048 * (256 + (2048 // 8 if stride else 0)) * 12288

@@ -91,6 +91,13 @@ def test_int4_has_scales_and_leaves_ends_norms_and_biases_in_16_bits() -> None:
     assert "stay in 16 bits" in tree.source
 
 
+def test_a_vision_tower_and_its_projector_stay_in_16_bits() -> None:
+    llava = entry("llava-1.5-7b").arch
+    stored = bytes_weights(llava, "nf4")
+    assert stored.find("vision").value == 2 * params(llava).find("vision").value
+    assert stored.find("layer").value < params(llava).find("layer").value
+
+
 def test_nf4_with_double_quantization_is_the_papers_4_127_bits() -> None:
     # 2305.14314, section 3: 0.5 bits of scales become 8/64 + 32/(64 * 256) = 0.127.
     assert FORMATS["nf4-dq"].bits_per_weight == pytest.approx(4.127, abs=5e-4)

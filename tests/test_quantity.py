@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -16,10 +17,12 @@ from isoflop.quantity import (
     Symbol,
     branch,
     ceil_div,
+    expm1,
     leaf,
     maximum,
     minimum,
     number,
+    sqrt,
     where,
 )
 from isoflop.quantity.compile import compile_expressions
@@ -72,6 +75,27 @@ def test_a_printed_formula_computes_the_value(expr: Expr) -> None:
 def test_a_compiled_expression_equals_the_exact_one(expr: Expr, a: int) -> None:
     compiled = compile_expressions([expr], ["a"])(a)[0]
     assert float(compiled) == pytest.approx(float(expr.evaluate({"a": a})), rel=1e-12, abs=1e-9)
+
+
+@given(EXPRESSIONS, st.integers(1, 50))
+def test_roots_and_exponentials_print_and_compile_like_the_rest(expr: Expr, a: int) -> None:
+    size = sqrt(expr * expr + 1) + expm1(-1 / (1 + expr * expr))
+    expected = math.sqrt(float(expr.value) ** 2 + 1) + math.exp(-1 / (1 + float(expr.value) ** 2))
+    assert float(size.value) == pytest.approx(expected - 1, rel=1e-9)
+    names = {name: float(value) for name, value in NAMES.items()}
+    assert eval(size.text, dict(FUNCTIONS), names) == pytest.approx(float(size.value), rel=1e-9)
+    compiled = compile_expressions([size], ["a"])(float(a))[0]
+    assert compiled == pytest.approx(float(size.evaluate({"a": a})), rel=1e-9)
+
+
+def test_the_probability_below_a_limit_counts_the_draws_of_the_interval() -> None:
+    rate = Symbol("rate", 2.0, Basis.ASSUMED, Interval(1.0, 4.0))
+    span = rate.interval()
+    assert span is not None
+    assert rate.probability_below(span.low) == pytest.approx(0.05, abs=0.005)
+    assert rate.probability_below(span.high) == pytest.approx(0.95, abs=0.005)
+    assert number(3).probability_below(3) == 1
+    assert number(3).probability_below(2.9) == 0
 
 
 def test_equal_parts_are_computed_once_and_constant_ones_not_at_all() -> None:

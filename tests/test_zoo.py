@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,14 @@ def test_a_count_is_the_published_one_or_a_note_says_why_not(name: str) -> None:
     # No note excuses more than 2 %, but for the one shape that does not multiply as printed.
     if entry.published is not None and name != "gpt3-xl":
         assert abs(counted / entry.published - 1) < 0.02
+
+
+def test_each_model_is_read_from_its_own_lines() -> None:
+    whole = tomllib.loads(Path(zoo.__file__).with_name("zoo.toml").read_text(encoding="utf-8"))
+    assert list(zoo.names()) == list(whole)
+    assert {name: zoo.entry(name).source for name in whole} == {
+        name: table["source"] for name, table in whole.items()
+    }
 
 
 def test_there_are_at_least_120_models_and_few_without_a_published_count() -> None:
@@ -195,13 +205,39 @@ def test_a_model_goes_through_a_config_unchanged_or_is_refused(name: str) -> Non
         assert from_hf(to_hf(arch), name) == arch
 
 
-def test_shapes_agree_with_the_shared_table() -> None:
-    shared = Path(os.environ.get("ISOFLOP_SHARED", Path(__file__).parents[2] / "shared"))
-    table = shared / "data" / "published" / "model_specs.csv"
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def published() -> list[dict[str, str]]:
+    """The shared table of published shapes and counts."""
+    shared = Path(os.environ.get("ISOFLOP_SHARED", ROOT.parent / "shared" / "data"))
+    table = shared / "published" / "model_specs.csv"
     if not table.is_file():
         pytest.skip(f"the shared table of published shapes is not at {table}")
-    with table.open(newline="") as file:
-        rows = {row["model"]: row for row in csv.DictReader(file)}
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_page_of_published_counts_is_what_the_script_writes(
+    published: list[dict[str, str]],
+) -> None:
+    script = runpy.run_path(str(ROOT / "benchmarks" / "counts_published.py"))
+    page = (ROOT / "docs" / "counts-validation.md").read_text(encoding="utf-8")
+    assert script["page"](published) == page
+    held = {
+        kind: [r.theirs.holds(r.ours) for r in script["results"](published) if r.kind == kind]
+        for kind in ("exact", "rounded", "arithmetic")
+    }
+    assert {kind: (len(rows), sum(rows)) for kind, rows in held.items()} == {
+        "exact": (50, 49),
+        "rounded": (29, 24),
+        "arithmetic": (59, 47),
+    }
+
+
+def test_shapes_agree_with_the_shared_table(published: list[dict[str, str]]) -> None:
+    rows = {row["model"]: row for row in published}
     for theirs, ours in SHARED_ROWS.items():
         arch, row = zoo.entry(ours).arch, rows[theirs]
         attention = arch.layers[0].attention

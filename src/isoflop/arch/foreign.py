@@ -114,7 +114,7 @@ def parse_toml(data: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):  # ValueError: an integer past Python's digit limit
         rule = f"nests at most {MAX_DEPTH} deep, with numbers of sensible length"
         raise InputError(where, [Problem("syntax", "too deep or too long", rule)]) from None
-    _check_shape(value, where)
+    check_table(value, where)
     return value
 
 
@@ -208,13 +208,22 @@ class _Source:
         raise InputError(self.where, [problem]) from None
 
 
-def _check_shape(value: dict[str, Any], where: str) -> None:
-    """The depth and number of keys of a parsed document, without recursion."""
+def check_table(value: dict[str, Any], where: str) -> None:
+    """The depth, the number of keys and the integers of a parsed table, without recursion.
+
+    Raises:
+        InputError: one of them is past its bound.
+    """
     level: list[Any] = [value]
     n_keys = 0
     for _ in range(MAX_DEPTH):
         n_keys += sum(len(part) for part in level if isinstance(part, dict))
-        level = [inner for part in level for inner in _inside(part)]
+        inside = [item for part in level for item in _items(part)]
+        for key, item in inside:
+            if isinstance(item, int) and abs(item) >= 10**MAX_NUMBER:
+                rule = f"is a number of at most {MAX_NUMBER} digits"
+                raise InputError(where, [Problem(key, item, rule)])
+        level = [item for _, item in inside if isinstance(item, (dict, list))]
         if not level:
             break
     if level or n_keys > MAX_KEYS:
@@ -222,6 +231,8 @@ def _check_shape(value: dict[str, Any], where: str) -> None:
         raise InputError(where, [Problem("document", f"{n_keys} keys", rule)])
 
 
-def _inside(part: Any) -> list[Any]:
-    items = part.values() if isinstance(part, dict) else part
-    return [item for item in items if isinstance(item, (dict, list))]
+def _items(part: dict[str, Any] | list[Any]) -> Iterator[tuple[str, Any]]:
+    if isinstance(part, dict):
+        yield from ((str(key), item) for key, item in part.items())
+    else:
+        yield from ((f"item {i}", item) for i, item in enumerate(part))

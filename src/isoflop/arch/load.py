@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from isoflop.arch.foreign import parse_json, read_file
-from isoflop.arch.hf import Reading, read_hf
 from isoflop.arch.hub import HUB, fetch_config
 from isoflop.arch.spec import Arch
 from isoflop.arch.toml import read_spec
@@ -50,7 +50,7 @@ def load(text: str, hub: str = HUB) -> Loaded:
     if text.startswith("hf:"):
         name = text.removeprefix("hf:")
         config = parse_json(fetch_config(name, hub), text)
-        return _from_reading(read_hf(config, name.partition("@")[0]), text)
+        return _from_config(config, name.partition("@")[0], text)
     if text in names():
         known = entry(text)
         return Loaded(known.arch, "zoo", (known.note,) if known.note else ())
@@ -73,7 +73,7 @@ def _from_file(text: str) -> Loaded:
     match path.suffix.casefold():
         case ".json":
             config = parse_json(read_file(path), str(path))
-            return _from_reading(read_hf(config, _name_of(path)), str(path))
+            return _from_config(config, _name_of(path), str(path))
         case ".toml":
             return Loaded(read_spec(path), str(path))
     raise InputError(text, [Problem("path", text, "ends in .json or .toml, or is a folder")])
@@ -85,7 +85,10 @@ def _name_of(path: Path) -> str:
     return name[:128] if name and name.isprintable() else "config"
 
 
-def _from_reading(reading: Reading, origin: str) -> Loaded:
+def _from_config(config: dict[str, Any], name: str, origin: str) -> Loaded:
+    from isoflop.arch.hf import read_hf  # thirty types of config: loaded when there is one
+
+    reading = read_hf(config, name)
     notes = []
     if reading.unknown:
         notes.append(f"not understood, and left out of every count: {', '.join(reading.unknown)}")

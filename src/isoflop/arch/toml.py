@@ -27,7 +27,7 @@ from itertools import cycle, groupby, islice
 from pathlib import Path
 from typing import Any
 
-from isoflop.arch.foreign import parse_toml, read_file
+from isoflop.arch.foreign import check_table, parse_toml, read_file
 from isoflop.arch.spec import (
     Arch,
     Attention,
@@ -38,13 +38,14 @@ from isoflop.arch.spec import (
     Head,
     LatentAttention,
     Layer,
+    Projector,
     VisionTower,
 )
 from isoflop.errors import InputError, Problem, nearest
 
 #: What gets a [section] of its own; everything smaller is an inline table.
 SECTIONS = (
-    Layer, Attention, LatentAttention, Dense, Experts, Embedding, Head, Encoder, VisionTower,
+    Layer, Attention, LatentAttention, Dense, Experts, Embedding, Head, Encoder, VisionTower, Projector,
 )  # fmt: skip
 
 _RUN = re.compile(r"(?P<name>[^*]+)(?:\*(?P<times>[1-9][0-9]{0,4}))?")
@@ -68,6 +69,7 @@ def spec_from_table(table: Mapping[str, Any], where: str) -> Arch:
     """As `read_spec`, from a table that is already parsed: a recipe may hold its spec."""
     from isoflop.arch.toml_boundary import build  # loads pydantic
 
+    check_table(dict(table), where)  # pydantic cannot print an integer past the digit limit
     return build(dict(table), where)
 
 

@@ -7,16 +7,18 @@ stored: a test puts it beside the published one.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
-from typing import Any
+from pathlib import Path
 
 from isoflop.arch.families import FAMILIES
 from isoflop.arch.spec import Arch, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 from isoflop.errors import UnknownName
+
+_HEADER = re.compile(r'^\["?(?P<name>[^"\]]+)"?\]$', re.MULTILINE)
 
 #: The kinds of rotary scaling by name; a table without `kind` is Llama 3's.
 SCALINGS: dict[str, Callable[..., RopeScaling]] = {
@@ -57,7 +59,7 @@ def names() -> tuple[str, ...]:
     >>> "llama-3-8b" in names()
     True
     """
-    return tuple(_table())
+    return tuple(_sections())
 
 
 @cache
@@ -70,9 +72,9 @@ def entry(name: str) -> ZooEntry:
     >>> entry("gpt3-175b").arch.n_layers
     96
     """
-    if name not in _table():
-        raise UnknownName("model", name, _table(), "`isoflop models` lists them")
-    row = dict(_table()[name])
+    if name not in _sections():
+        raise UnknownName("model", name, _sections(), "`isoflop models` lists them")
+    row = tomllib.loads(_sections()[name])
     family = FAMILIES[row.pop("family")]
     usual = {"published": None, "published_to": 1, "published_source": "", "note": ""}
     facts = {key: row.pop(key, default) for key, default in usual.items()}
@@ -84,5 +86,9 @@ def entry(name: str) -> ZooEntry:
 
 
 @cache
-def _table() -> dict[str, dict[str, Any]]:
-    return tomllib.loads(files("isoflop.arch").joinpath("zoo.toml").read_text(encoding="utf-8"))
+def _sections() -> dict[str, str]:
+    """Each model's own lines: parsing those of all takes longer than counting one."""
+    text = Path(__file__).with_name("zoo.toml").read_text(encoding="utf-8")
+    headers = list(_HEADER.finditer(text))
+    ends = [*(header.start() for header in headers[1:]), len(text)]
+    return {h["name"]: text[h.end() : end] for h, end in zip(headers, ends, strict=True)}

@@ -47,7 +47,14 @@ PLANS = {
         "plan_train:plan_train_command",
         "Plan a training run: time, energy, money, memory, layout.",
     ),
-    "serve": ("plan:plan_serve_command", "Plan a server: memory, accelerators, times, money."),
+    "serve": (
+        "plan_serve:plan_serve_command",
+        "Plan a server: memory, accelerators, times, money.",
+    ),
+    "budget": (
+        "plan_budget:plan_budget_command",
+        "Find the best model that a budget trains, and plan its run.",
+    ),
     "diff": ("plan_diff:plan_diff", "Show what changed between two plans, and why."),
 }
 

@@ -125,7 +125,7 @@ class Story:
     def price_gpt3(self) -> dict[str, Any]:
         """What GPT-3 costs to train and to serve, and why."""
         from isoflop.arch import zoo
-        from isoflop.cli.plan import render_serve
+        from isoflop.cli.plan_serve import render_serve
         from isoflop.cli.plan_train import render_train
         from isoflop.hardware import parse_cluster
         from isoflop.plan import plan_serve, plan_train

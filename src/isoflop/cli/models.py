@@ -72,7 +72,18 @@ def show(
     arch = load_model(model)
     if as_json:
         return emit("show", {"model": arch.name, "spec": tomllib.loads(write_spec(arch))})
-    return say(write_spec(arch).rstrip() if toml else describe_arch(arch))
+    return say(write_spec(arch).rstrip() if toml else f"{describe_arch(arch)}{_sources(model)}")
+
+
+def _sources(model: str) -> str:
+    """Where a named model's shape is from, and what its source leaves open."""
+    from isoflop.arch import zoo
+
+    if model not in _names():
+        return ""
+    entry = zoo.entry(model)
+    note = f"\n  note          {entry.note}" if entry.note else ""
+    return f"\n  source        {entry.source}{note}"
 
 
 def describe_arch(arch: Arch) -> str:

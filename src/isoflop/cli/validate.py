@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def render(report: Report) -> str:
     blocks = [
         f"predicted against published: {of}, {report.source}",
         f"{report.headline}: {HOW[report.headline]}; errors are predicted / measured - 1",
-        scores_table("source", [*report.families, report.overall]),
+        scores_table("source", [*report.families, replace(report.overall, name="all")]),
         scores_table("memory of" if report.form == "memory" else "chip", report.chips),
     ]
     if len(report.methods) > 1:
@@ -83,11 +84,20 @@ def percent(value: float | None, sign: str = "") -> str:
 
 def _noise(report: Report) -> Iterator[str]:
     if report.noise_floor:
-        yield "\n".join(
-            f"noise floor, {n.name}: {n.n_pairs} pairs of neighbouring releases, equal but for that, "
-            f"differ by {percent(n.median)} in the median"
+        told = [
+            f"  {n.name}: {percent(n.median)} in the median of {counted(n.n_pairs, 'pair')}"
             for n in report.noise_floor
-        )
+        ]
+        yield "\n".join(["noise floor, neighbouring releases of one configuration:", *told])
+
+
+def counted(n: int, noun: str) -> str:
+    """How many of something.
+
+    >>> counted(1, "row"), counted(12, "row")
+    ('1 row', '12 rows')
+    """
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _worst(rows: Iterable[Judged]) -> Iterator[str]:
@@ -116,13 +126,14 @@ def _worst(rows: Iterable[Judged]) -> Iterator[str]:
 def _footer(report: Report) -> Iterator[str]:
     skipped = Counter(r.skipped for r in report.rows if r.skipped)
     if skipped:
-        lines = [[f"  {n} {'row' if n == 1 else 'rows'}", why] for why, n in skipped.most_common()]
-        yield f"no prediction:\n{table(lines, align='rl')}"
+        yield _told("no prediction:", skipped.most_common())
     if report.assumed:
-        lines = [
-            [f"  {n} {'row' if n == 1 else 'rows'}", what]
-            for what, n in report.assumed[:MOST_ASSUMED]
-        ]
         more = len(report.assumed) - MOST_ASSUMED
-        rest = f"\n  and {more} more, see --json" if more > 0 else ""
-        yield f"assumed where the source says nothing:\n{table(lines, align='rl')}{rest}"
+        rest = f"\n  and {more} more (--json lists them)" if more > 0 else ""
+        title = "assumed where the source says nothing:"
+        yield _told(title, report.assumed[:MOST_ASSUMED]) + rest
+
+
+def _told(title: str, found: Iterable[tuple[str, int]]) -> str:
+    lines = [[f"  {counted(n, 'row')}", what] for what, n in found]
+    return f"{title}\n{table(lines, align='rl')}"

@@ -15,7 +15,12 @@ from isoflop.count.flops import (
     flops_training,
 )
 from isoflop.count.lecture import calculate_llm_memory
-from isoflop.count.memory import BYTES_RUNTIME, memory_inference, memory_training
+from isoflop.count.memory import (
+    BYTES_RUNTIME,
+    bytes_runtime,
+    memory_inference,
+    memory_training,
+)
 from isoflop.count.memory_cache import bytes_kv_cache
 from isoflop.count.memory_rank import Shards, Trained, memory_rank
 from isoflop.count.memory_saved import KERNELS, RECOMPUTES, Kernels, Recompute, bytes_saved
@@ -51,6 +56,7 @@ __all__ = [
     "TrainingState",
     "Workload",
     "bytes_kv_cache",
+    "bytes_runtime",
     "bytes_saved",
     "bytes_weights",
     "calculate_llm_memory",

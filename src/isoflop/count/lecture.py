@@ -36,8 +36,9 @@ def calculate_llm_memory(
 
     `like` names a family of the zoo (gpt2, gpt3, llama-2, llama-3, palm, ...). At a size
     that the family publishes, by its count or by its name (70e9 for llama-2-70b), the
-    numbers are those of that very model; between two sizes they are interpolated, outside
-    all of them extended from the nearest two, in the logarithm of the size. `seq_len` tokens of each sequence are read and cached.
+    numbers are those of that very model; between two sizes they are interpolated in the
+    logarithm of the size, and beyond all of them the shape of the nearest is kept. `seq_len`
+    tokens of each sequence are read and cached.
 
     Raises:
         InputError: a size, batch or length that is no positive number; a family that
@@ -71,6 +72,12 @@ class Member:
         """Parameters of the layers: what depth and width multiply to."""
         return int(CONVENTIONS["kaplan"].count(params(self.arch)).value)
 
+    @property
+    def n_cached(self) -> float:
+        """Numbers that a layer caches of each token."""
+        token = bytes_kv_cache(self.arch, Workload.decode(1, 1), Precision.INT8)
+        return float(token.value) / self.arch.n_layers
+
     def parts(self, precision: str, work: Workload) -> dict[str, float]:
         """Bytes, by the lecture's names."""
         working = Precision(precision) if precision in ("fp32", "fp16", "bf16") else Precision.BF16
@@ -91,7 +98,7 @@ def between(
 
     Bytes per weight, the layers' share of the weights, the cache and the activations follow
     powers of the size between the two nearest members; the cache's is taken over the size
-    of the layers alone, since an embedding caches nothing.
+    of the layers alone, since an embedding caches nothing. Beyond the members see `_cache`.
 
     Raises:
         InputError: fewer than two members.
@@ -115,10 +122,25 @@ def between(
         "weights": num_params
         * _power(num_params, (low.n_params, ends[0]["weights"] / low.n_params),
                  (high.n_params, ends[1]["weights"] / high.n_params)),
-        "kv_cache": _power(inside, (low.n_inside, ends[0]["kv_cache"]), (high.n_inside, ends[1]["kv_cache"])),
+        "kv_cache": _cache(inside, (low, ends[0]["kv_cache"]), (high, ends[1]["kv_cache"])),
         "activations": _power(num_params, (low.n_params, ends[0]["activations"]),
                               (high.n_params, ends[1]["activations"])),
     }  # fmt: skip
+
+
+def _cache(inside: float, low: tuple[Member, float], high: tuple[Member, float]) -> float:
+    """Bytes of the cache at a size of the layers: a power between two members.
+
+    Beyond them the nearest's shape is kept: depth and width grow together, each with the
+    cube root of the size, and key-value heads with the width, unless both members have as
+    many. The trend of two members would not do: Llama 2's cache shrinks from 13B to 70B.
+    """
+    sizes = low[0].n_inside, high[0].n_inside
+    if sizes[0] <= inside <= sizes[1]:
+        return _power(inside, (sizes[0], low[1]), (sizes[1], high[1]))
+    member, size = low if inside < sizes[0] else high
+    power = 1 / 3 if low[0].n_cached == high[0].n_cached else 2 / 3
+    return size * math.pow(inside / member.n_inside, power)
 
 
 def _power(x: float, low: tuple[float, float], high: tuple[float, float]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isoflop.arch.spec import Arch, Attention, Chunked, LatentAttention, Layer, Window
+from isoflop.arch.spec import Arch, Attention, BlockSparse, Chunked, LatentAttention, Layer, Window
 from isoflop.count.blocks import Scope, names_of
 from isoflop.count.workload import Precision, Workload
 from isoflop.errors import InputError, Problem
@@ -14,8 +14,8 @@ def bytes_kv_cache(
 ) -> Node:
     """The key-value cache of `batch` sequences of `context` tokens, by kind of layer.
 
-    Keys and values of every cached token; a windowed layer keeps its window only, latent
-    attention keeps the latent and the shared rotated key. A decoder behind an encoder also
+    Keys and values of every cached token; a windowed layer keeps its window only (a block-sparse
+    one without a stride its local blocks), latent attention keeps the latent and the shared rotated key. A decoder behind an encoder also
     keeps the keys and values of what the encoder read. With `page`, each sequence's tokens are
     rounded up to whole pages of that many (Kwon 2023, 2309.06180, section 4.3).
 
@@ -75,7 +75,10 @@ def _tokens_kept(layer: Layer, workload: Workload, scope: Scope) -> Expr:
             return minimum(workload.S, inside("window", w, "latest keys that a query sees"))
         case Attention(span=Chunked(chunk=c)):
             return minimum(workload.S, inside("chunk", c, "tokens of an attention chunk"))
-    return workload.S
+        case Attention(span=BlockSparse(block=block, n_local=n, stride=0)):
+            local = inside("d_local", block * n, "keys in a query's local blocks")
+            return minimum(workload.S, local)
+    return workload.S  # with a stride, which keys a later query needs depends on where it stands
 
 
 def _numbers_of(attention: Attention | LatentAttention, inside: Scope) -> Expr:

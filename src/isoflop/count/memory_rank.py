@@ -23,7 +23,7 @@ from isoflop.count.memory_saved import (
     loss_of,
 )
 from isoflop.count.memory_state import Held, TrainingState
-from isoflop.count.memory_weights import ENDS, Stored, format_of
+from isoflop.count.memory_weights import UNQUANTISED, Stored, format_of
 from isoflop.count.stages import layers_of_stage, pipeline_rules
 from isoflop.count.workload import Workload
 from isoflop.errors import InputError, Problem
@@ -164,7 +164,7 @@ def weights_held(
     how = format_of(stored)
 
     def measure(weight: Weight, held: Held) -> Expr:
-        return how.bytes_of(weight, held.size, inside=held.part not in ENDS)
+        return how.bytes_of(weight, held.size, inside=held.part not in UNQUANTISED)
 
     kept = [
         leaf(part.name, "bytes", held_by(part, split_of(arch, part.name, shards), measure),

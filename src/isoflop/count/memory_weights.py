@@ -13,8 +13,10 @@ from isoflop.count.workload import Precision, Workload
 from isoflop.errors import UnknownName
 from isoflop.quantity import Basis, Expr, Node, Symbol, branch, ceil_div, leaf, number, total
 
-#: Parts at the ends of a model, which quantisers leave alone.
+#: Parts at the ends of a model.
 ENDS = frozenset({"embedding", "head"})
+#: What quantisers leave alone: the ends, and a vision tower with its projector.
+UNQUANTISED = ENDS | {"vision"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Format:
     """How a model's weights are stored.
 
     `bits` per weight and `scales` on top for the matrices inside the layers. Everything
-    else (embedding, head, norms, biases) has 16 bits where `ends` is False, as quantisers
+    else (embedding, head, vision tower, norms, biases) has 16 bits where `ends` is False, as quantisers
     leave it.
 
     >>> FORMATS["int4"].bits_per_weight, round(FORMATS["nf4-dq"].bits_per_weight, 3)
@@ -55,7 +57,11 @@ class Format:
 
     def bytes_of(self, weight: Weight, held: Expr, *, inside: bool) -> Expr:
         """Bytes of `held` numbers of a weight, `inside` a layer or at the model's ends."""
-        if not self.ends and not (inside and weight.multiplies):
+        return self.bytes_held(held, quantised=inside and weight.multiplies)
+
+    def bytes_held(self, held: Expr, *, quantised: bool) -> Expr:
+        """Bytes of `held` numbers, `quantised` where they are of a matrix inside a layer."""
+        if not self.ends and not quantised:
             return held * Precision.BF16.bytes_each
         name = self.name.replace("-", "_")
         size = Symbol(f"bits_{name}", self.bits, meaning=f"bits of one {self.name} weight")
@@ -73,7 +79,7 @@ def _bytes_scale(held: Expr, scale: Scale) -> Expr:
     return ceil_div(held, group) * number(scale.bits) / 8
 
 
-_QUANTISED = "; embedding, head, norms and biases stay in 16 bits"
+_QUANTISED = "; embedding, head, vision, norms and biases stay in 16 bits"
 #: The formats by name; those of `Precision` mean these.
 FORMATS = {
     f.name: f
@@ -131,7 +137,9 @@ def bytes_weights(arch: Arch, stored: Stored) -> Node:
     '768 * 3072 * 4 / 8 + ceil_div(768 * 3072, 128) * 16 / 8 + 3072 * 2'
     """
     root, how = describe(arch, Workload(1, 1, 1)), format_of(stored)
-    children = [_fold(part, how, inside=part.name not in ENDS) for part in _weighty(root.parts)]
+    children = [
+        _fold(part, how, inside=part.name not in UNQUANTISED) for part in _weighty(root.parts)
+    ]
     return branch("bytes_weights", "bytes", children, source=how.source)
 
 

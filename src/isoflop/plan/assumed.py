@@ -86,6 +86,46 @@ CARBON = _assumed(
     ),
 )
 
+HOURS_BETWEEN_FAILURES = _assumed(
+    "hours_between_failures",
+    45_000,
+    spread=(13_000, 80_000),
+    meaning="mean accelerator-hours of training between failures that stop the run",
+    source=(
+        "Llama 3 (2407.21783, section 3.3.4): 419 unexpected interruptions of 16,384 H100 in "
+        "54 days, 50,700 h; BLOOM (2211.05100, 3.4): 1 to 2 a week on 384 A100, 43,000 h; "
+        "OPT-175B (2205.01068, 2.5): about 105 restarts of 992 A100 in 2 months, 13,600 h"
+    ),
+)
+
+SECONDS_RESTART = _assumed(
+    "seconds_restart",
+    660,
+    spread=(240, 2400),
+    meaning="from a failure until the run trains again: found, replaced, started, loaded",
+    source=(
+        "Llama 3 (2407.21783, 3.3.4) trained over 90 % of the time through 466 interruptions in "
+        "54 days: at most 17 min each, lost work included; a report on 504 B200 has a median of "
+        "11 min between retries"
+    ),
+)
+
+STORAGE_RATE = _assumed(
+    "bytes_per_second_storage",
+    0.12e9,
+    spread=(0.04e9, 1e9),
+    meaning="rate at which each accelerator writes its part of a checkpoint to storage",
+    source="Llama 3 (2407.21783, section 3.3.1): 2 TB/s sustained for 16,384 H100",
+)
+
+HOST_RATE = _assumed(
+    "bytes_per_second_to_host",
+    10e9,
+    spread=(3e9, 25e9),
+    meaning="rate at which each accelerator copies its part of a checkpoint to host memory",
+    source="PCIe 4.0 x16 moves 32 GB/s at most, often shared by two accelerators",
+)
+
 
 def choose(default: Symbol, given: float | None) -> Symbol:
     """The user's number in place of the assumption, or the assumption.

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from isoflop.hardware.fabric import Fabric, fabric_of
-from isoflop.plan.message import DEFAULT, Exchange, Groups, Message, messages, settled
+from isoflop.plan.exchange import DEFAULT, Exchange
+from isoflop.plan.message import Groups, Message, messages, settled
 from isoflop.plan.setting import Setting
 from isoflop.quantity import Basis, Expr, Node, branch, leaf
 
@@ -58,7 +59,11 @@ def _tree(
     measure: Callable[[Message], Expr],
 ) -> Node:
     """Messages to anyone, measured and nested by their paths."""
-    heard = [m for m in messages(setting, exchange) if around[m.dimension].size.value != 1]
+    heard = [
+        m
+        for m in messages(setting, exchange)
+        if around[m.dimension].size.value != 1 and m.times.value
+    ]
     basis = Basis.EXACT if unit == "bytes" else Basis.MODELLED
     leaves = [(m.path.split("/"), measure(m), m.times) for m in heard]
     return _nested(name, unit, leaves, basis)

@@ -20,9 +20,6 @@ from isoflop.quantity import Expr, Number, Symbol, ceil_div, minimum, number, to
 Dimension: TypeAlias = Literal["tp", "cp", "dp", "ep", "pp", "expert_dp", "shard", "replica"]
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 
-#: Doublings up to a million domains, the most that a cluster may have chips.
-DOUBLINGS = 20
-
 
 @dataclass(frozen=True, slots=True)
 class Ways:
@@ -156,7 +153,7 @@ def _group(size: Expr, stride: Expr, ways: Ways, fabric: Fabric, count: int) -> 
         return Group(size, size, number(1), number(0))
     domains = size if fabric.domain == 1 else _domains(size, stride, ways.n_ranks, fabric.domain)
     per_domain = number(1) if fabric.domain == 1 else ceil_div(size, domains)
-    return Group(size, per_domain, domains, _log2(domains))
+    return Group(size, per_domain, domains, _log2(domains, -(-count // fabric.domain)))
 
 
 def _domains(size: Expr, stride: Expr, n_ranks: Expr, domain: int) -> Expr:
@@ -177,6 +174,6 @@ def _remainder(a: Expr, b: Expr) -> Expr:
     return a - b * (ceil_div(a + 1, b) - 1)
 
 
-def _log2(size: Expr) -> Expr:
-    """log2 rounded up, of a whole number up to 2 ** `DOUBLINGS`."""
-    return total(where(size - 2**i, 1, 0) for i in range(DOUBLINGS))
+def _log2(size: Expr, most: int) -> Expr:
+    """log2 rounded up, of a whole number from 1 to `most`."""
+    return total(where(size - 2**i, 1, 0) for i in range((most - 1).bit_length()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from isoflop.arch import Attention, Experts, Layer, Wiring
 from isoflop.count.blocks import Part, describe
@@ -20,13 +20,12 @@ from isoflop.count.operators import Core
 from isoflop.count.workload import Workload
 from isoflop.hardware.fabric import Fabric, fabric_of
 from isoflop.plan.collective import Collective, called, relayed, seconds, share_sent
+from isoflop.plan.exchange import DEFAULT, Exchange
 from isoflop.plan.group import Dimension, Group, Ways, groups
 from isoflop.plan.layout import Layout
 from isoflop.plan.setting import Setting
 from isoflop.quantity import (
-    Basis,
     Expr,
-    Interval,
     Symbol,
     ceil_div,
     maximum,
@@ -37,44 +36,6 @@ from isoflop.quantity import (
 )
 from isoflop.quantity.expr import product
 
-EXPERT_IMBALANCE = Symbol(
-    "expert_imbalance",
-    1.1,
-    Basis.ASSUMED,
-    Interval(1.0, 1.5),
-    "1.0 where routing is forced even, as benchmarks do; a guess for trained routers",
-    "tokens of the busiest rank's experts over the mean",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """How a trainer exchanges what it must.
-
-    Attributes:
-        bytes_grad, bytes_weight: of one number reduced, of one gathered; None: as activations.
-        bytes_dispatch: of one number sent to experts; None: as activations.
-        context: how attention reaches other ranks' tokens. `ring`: keys and values go around
-            (Liu 2023, 2310.01889), `gather`: they are gathered first (Llama 3, 2407.21783,
-            section 3.3.2), the same bytes; `all_to_all`: heads are dealt out instead
-            (Ulysses, Jacobs 2023, 2309.14509).
-        shard: ranks that one copy of the weights is cut over, where fewer than all (HSDP).
-        reshard: with ZeRO 3, whether backward gathers the weights again.
-        once_per_domain: one copy of a token serves all its experts in a domain.
-        imbalance: of the experts' load.
-    """
-
-    bytes_grad: int | None = None
-    bytes_weight: int | None = None
-    bytes_dispatch: int | None = None
-    context: Literal["ring", "gather", "all_to_all"] = "ring"
-    shard: int | None = None
-    reshard: bool = True
-    once_per_domain: bool = False
-    imbalance: Symbol = EXPERT_IMBALANCE
-
-
-DEFAULT = Exchange()
 Groups: TypeAlias = Mapping[Dimension, Group]
 
 
@@ -115,8 +76,10 @@ def settled(setting: Setting, fabric: Fabric, exchange: Exchange = DEFAULT) -> G
 def messages(setting: Setting, exchange: Exchange = DEFAULT) -> tuple[Message, ...]:
     """Every message of a step, to groups of one too.
 
-    The sizes of the layout, `batch` (of a micro-batch) and `n_micro_batches` stand in them
-    by name, so a search compiles them once for all layouts of one ZeRO stage.
+    The sizes of the layout, `batch` (of a micro-batch), `n_micro_batches`, `virtual_pp` and
+    the groups stand in them by name. A search compiles the groups over tp, cp, dp, pp and ep,
+    and the messages of one setting over all these names, once for all layouts of a ZeRO
+    stage; that setting splits in every way and spans domains.
     """
     job = _Job.of(setting, exchange)
     found = [m for part in job.layers for m in _of_layer(job, part)]
@@ -204,7 +167,7 @@ def _of_layer(job: _Job, part: Part) -> Iterator[Message]:
     yield from _experts(job, part)
     times = job.per_stage(part)
     for name, dimension, held in _weights_of(job, part):
-        yield from _data(job, f"{part.name}/{name}", dimension, held, times)
+        yield from _data(job, part.name + name, dimension, held, times)
 
 
 # --- tensor parallelism -----------------------------------------------------------------
@@ -382,13 +345,13 @@ def _data_ends(job: _Job) -> Iterator[Message]:
 def _weights_of(job: _Job, part: Part) -> Iterator[tuple[str, Dimension, Expr]]:
     """A layer's weights on one rank: those that all copies have, and its experts' own."""
     kv = _kv_ways(job, part)
-    yield "dense", "dp", _held(part, job.ways.tp, kv)
+    yield "", "dp", _held(part, job.ways.tp, kv)
     sharded = job.exchange.shard is not None and job.layout.ep == 1
     for block in part.parts:
         for experts in (p for p in block.parts if p.name == "experts"):
             own = total(_held(p, job.ways.tp, kv) for p in experts.parts)
             dimension: Dimension = "dp" if sharded else "expert_dp"
-            yield "experts", dimension, ceil_div(experts.times, job.ways.ep) * own
+            yield "/experts", dimension, ceil_div(experts.times, job.ways.ep) * own
 
 
 def _held(part: Part, tp: Expr, kv: Expr) -> Expr:
@@ -415,7 +378,10 @@ def _cut(axes: tuple[tuple[str, Expr], ...], tp: Expr, kv: Expr) -> Expr:
 
 
 def _pipeline(job: _Job) -> Iterator[Message]:
-    """Activations to the next stage, their gradients back, at each border of a chunk."""
+    """Activations to the next stage, their gradients back, at each border of a chunk.
+
+    Without sequence parallelism whole: each tensor-parallel rank sends its own copy.
+    """
     times = job.n_micro * job.virtual
     yield Message("pp/forward", "send", "pp", job.stream_held, times)
     yield Message("pp/backward", "send", "pp", job.stream_held, times)

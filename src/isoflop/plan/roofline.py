@@ -1,18 +1,22 @@
 """First-order seconds: each operator takes the longer of its FLOPs and its bytes.
 
 No launch, no communication, no overlap between operators; what that leaves out is in the
-assumed efficiencies. Tensor parallelism divides both FLOPs and bytes.
+assumed efficiencies. Tensor parallelism divides FLOPs and bytes, but for the parts of a
+cache that several accelerators must hold.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from isoflop.arch import Arch
 from isoflop.count import Precision, Workload, bytes_kv_cache
 from isoflop.count.blocks import Part, describe
 from isoflop.count.flops import last_logits
-from isoflop.count.operators import Core, Operator
+from isoflop.count.memory_weights import ENDS, Format, format_of
+from isoflop.count.operators import Core, Matmul, Operator
 from isoflop.quantity import Basis, Expr, Node, Symbol, branch, leaf, maximum, number
 
 #: Parts of a training pass that serving does not run.
@@ -26,12 +30,21 @@ class Rates:
     flops_per_second: Expr
     bytes_per_second: Expr
 
+    def seconds(self, flops: Expr, moved: Expr) -> Expr:
+        """The longer of an operator's FLOPs and its bytes."""
+        reading = moved / self.bytes_per_second
+        return reading if flops == number(0) else maximum(flops / self.flops_per_second, reading)
+
+
+#: What a fold takes of an operator's FLOPs and of the bytes it moves.
+Measure: TypeAlias = Callable[[Expr, Expr], Expr]
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """How many bits the tensors take: weights, activations, cached keys and values."""
+    """How tensors are stored: weights (with the scales of their format), activations, cache."""
 
-    weights: Precision
+    weights: Precision | Format
     activations: Precision
     kv_cache: Precision
 
@@ -48,62 +61,89 @@ def seconds_forward(arch: Arch, work: Workload, rates: Rates, stored: Stored) ->
     * d_head * bytes_bf16 + batch * seq_len * (d_model + n_heads * d_head) * bytes_bf16) /
     bytes_per_second)'
     """
-    return _Fold(arch, work, rates, stored, caches={}).tree("seconds_forward", describe(arch, work))
+    fold = _Fold(work, stored, rates.seconds)
+    return fold.tree("seconds_forward", "seconds", describe(arch, work))
 
 
 def seconds_prefill(arch: Arch, work: Workload, rates: Rates, stored: Stored) -> Node:
     """The prompts of `work.batch` sequences; logits of the last position only."""
-    fold = _Fold(arch, work, rates, stored, caches={})
-    return fold.tree("seconds_prefill", _served(describe(arch, work), work))
+    fold = _Fold(work, stored, rates.seconds)
+    return fold.tree("seconds_prefill", "seconds", _served(arch, work))
 
 
-def seconds_decode(arch: Arch, work: Workload, rates: Rates, stored: Stored) -> Node:
-    """One token for each of `work.batch` sequences: all weights and all caches are read."""
-    cache = bytes_kv_cache(arch, work, stored.kv_cache)
-    fold = _Fold(arch, work, rates, stored, caches={n.name: n.size for n in cache.children})
-    return fold.tree("seconds_per_token", _served(describe(arch, work), work))
+def seconds_decode(
+    arch: Arch,
+    work: Workload,
+    rates: Rates,
+    stored: Stored,
+    copies: Mapping[str, Expr] | None = None,
+) -> Node:
+    """One token for each of `work.batch` sequences: all weights and all caches are read.
+
+    `copies` says for a kind of layer how many of the accelerators that `rates` joins hold,
+    and read, the same part of the cache; 1 where nothing is said.
+    """
+    caches, copies = _caches(arch, work, stored), copies or {}
+    read = {kind: copies.get(kind, number(1)) * size for kind, size in caches.items()}
+    fold = _Fold(work, stored, rates.seconds, read)
+    return fold.tree("seconds_per_token", "seconds", _served(arch, work))
 
 
-def _served(root: Part, work: Workload) -> Part:
+def bytes_decode(arch: Arch, work: Workload, stored: Stored) -> Node:
+    """Bytes that one step of decoding moves: weights, caches and what lies between.
+
+    >>> from isoflop.arch import gpt
+    >>> tiny = gpt("tiny", d_model=64, n_layers=2, n_heads=4, vocab_size=64, max_seq_len=8)
+    >>> moved = bytes_decode(tiny, Workload.decode(1, 8), Stored(*3 * (Precision.BF16,)))
+    >>> moved.find("layer/attention/core").value  # queries, output; 8 keys and values
+    2304
+    """
+    fold = _Fold(work, stored, lambda _, moved: moved, _caches(arch, work, stored))
+    return fold.tree("bytes_decode", "bytes", _served(arch, work))
+
+
+def _caches(arch: Arch, work: Workload, stored: Stored) -> dict[str, Expr]:
+    return {n.name: n.size for n in bytes_kv_cache(arch, work, stored.kv_cache).children}
+
+
+def _served(arch: Arch, work: Workload) -> Part:
+    root = describe(arch, work)
     kept = tuple(part for part in root.parts if part.name not in ONLY_TRAINING)
     return last_logits(replace(root, parts=kept), work)
 
 
 @dataclass(frozen=True, slots=True)
 class _Fold:
-    arch: Arch
     work: Workload
-    rates: Rates
     stored: Stored
-    caches: dict[str, Expr]
+    measure: Measure
+    caches: dict[str, Expr] = field(default_factory=dict)
 
-    def tree(self, name: str, root: Part) -> Node:
-        children = [self.node(p, p.name, number(1)) for p in root.parts if _works(p)]
-        return branch(name, "seconds", children)
+    def tree(self, name: str, unit: str, root: Part) -> Node:
+        children = [self.node(p, p.name, unit, number(1)) for p in root.parts if _works(p)]
+        return branch(name, unit, children)
 
-    def node(self, part: Part, kind: str, read: Expr) -> Node:
+    def node(self, part: Part, kind: str, unit: str, read: Expr) -> Node:
         """`read` is the share of the part's copies whose weights are touched at all."""
         if part.name == "experts":
             read = self._experts_read(part, kind)
         if part.parts:
-            below = [self.node(p, kind, read) for p in part.parts if _works(p)]
-            return branch(part.name, "seconds", below, times=part.times)
+            below = [self.node(p, kind, unit, read) for p in part.parts if _works(p)]
+            return branch(part.name, unit, below, times=part.times)
         assert part.operator is not None
-        size = self._seconds(part.operator, kind, read)
-        return leaf(part.name, "seconds", size, times=part.times, basis=Basis.MODELLED)
-
-    def _seconds(self, operator: Operator, kind: str, read: Expr) -> Expr:
-        moved = self._bytes(operator, kind, read) / self.rates.bytes_per_second
-        if operator.flops == number(0):
-            return moved
-        return maximum(operator.flops / self.rates.flops_per_second, moved)
+        size = self.measure(part.operator.flops, self._bytes(part.operator, kind, read))
+        return leaf(part.name, unit, size, times=part.times, basis=Basis.MODELLED)
 
     def _bytes(self, operator: Operator, kind: str, read: Expr) -> Expr:
         each = self.stored.activations.bytes_each
         if isinstance(operator, Core) and kind in self.caches:
             rows = operator.batch * operator.queries * operator.heads
             return rows * (operator.d_key + operator.d_value) * each + self.caches[kind]
-        weights = operator.elements_weight * self.stored.weights.bytes_each
+        if operator.elements_weight == number(0):
+            return operator.elements_moved * each
+        quantised = isinstance(operator, Matmul) and kind not in ENDS
+        how = format_of(self.stored.weights)
+        weights = how.bytes_held(operator.elements_weight, quantised=quantised)
         return weights * read + operator.elements_moved * each
 
     def _experts_read(self, part: Part, kind: str) -> Expr:

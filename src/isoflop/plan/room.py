@@ -6,17 +6,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from isoflop.arch import Arch
+from isoflop.arch import Arch, LatentAttention
 from isoflop.count import Precision, Workload, bytes_kv_cache, memory_inference
 from isoflop.count.blocks import describe
 from isoflop.count.memory import BYTES_RUNTIME
 from isoflop.count.memory_rank import Shards, split_of, stage_parts, weights_held
+from isoflop.count.memory_weights import FORMATS, format_of
 from isoflop.errors import Infeasible, InputError
 from isoflop.hardware import Chip, Cluster
+from isoflop.hardware.node import MOST_CHIPS
 from isoflop.plan.ask import whole
 from isoflop.plan.layout import tensor_rules
 from isoflop.plan.roofline import Stored
-from isoflop.quantity import Basis, Expr, Node, Symbol, branch, ceil_div, leaf, total
+from isoflop.quantity import Basis, Expr, Node, Symbol, branch, ceil_div, leaf, number, total
 from isoflop.quantity.expr import Operation, Value
 from isoflop.quantity.units import format_bytes
 
@@ -58,6 +60,7 @@ class Request:
     stored: Stored
     input_tokens: int
     output_tokens: int
+    page: int | None = None
 
     @property
     def context(self) -> int:
@@ -79,7 +82,7 @@ class Request:
         work = Workload.decode(batch, self.context)
         logits = work.B * Symbol("vocab_size", self.arch.vocab_size) * Precision.FP32.bytes_each
         return (
-            bytes_kv_cache(self.arch, work, self.stored.kv_cache),
+            bytes_kv_cache(self.arch, work, self.stored.kv_cache, page=self.page),
             leaf("bytes_logits", "bytes", logits, source="fp32, last position only"),
         )
 
@@ -108,7 +111,7 @@ class Request:
         shards = Shards(tp=tp, pp=pp)
         cache, logits = self._per_batch(batch)
         caches = [
-            leaf(part.name, "bytes", cache.find(part.name).size / split_of(self.arch, part.name, shards).kv,
+            leaf(part.name, "bytes", cache.find(part.name).size / self._ways_kv(part.name, shards),
                  times=copies)
             for part, copies in parts
             if part.name in self.arch.kinds
@@ -124,6 +127,19 @@ class Request:
                 _overhead(),
             ],
         )
+
+    def _ways_kv(self, kind: str, shards: Shards) -> Expr:
+        """Ways in which the cache of a kind of layer splits: a latent has no heads to split by."""
+        if isinstance(self.arch.kinds[kind].attention, LatentAttention):
+            return number(1)
+        return split_of(self.arch, kind, shards).kv
+
+    def copies_kv(self, tp: int) -> dict[str, Expr]:
+        """Accelerators that hold, and read, the same part of the cache, by kind of layer."""
+        ways = Symbol("tp", tp, meaning="tensor parallel accelerators")
+        shards = Shards(tp=tp)
+        split = {kind: self._ways_kv(kind, shards) for kind in self.arch.kinds}
+        return {kind: ways / kv for kind, kv in split.items() if kv.value != tp}
 
     def accelerators_min(self, batch: int) -> Node:
         """By capacity alone, however the model would have to be cut."""
@@ -160,30 +176,92 @@ def _overhead(copies: Expr | int = 1) -> Node:
     return leaf("bytes_overhead", "bytes", BYTES_RUNTIME, times=copies, source=BYTES_RUNTIME.source)
 
 
-def place(request: Request, cluster: Cluster, tp: int | None, batch: int) -> tuple[int, int, int]:
-    """Tensor and pipeline sizes, and the largest batch that they hold.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How one copy of the model is split, and the largest batch that it holds so."""
+
+    tp: int
+    pp: int
+    batch_max: int
+
+    def __str__(self) -> str:
+        return f"tp={self.tp} pp={self.pp}"
+
+
+def place(request: Request, cluster: Cluster, tp: int | None, batch: int) -> Place:
+    """Where a copy goes: by tensor parallelism within a node, then a pipeline, then across nodes.
 
     Raises:
         InputError: the `tp` asked for is illegal.
-        Infeasible: `batch` sequences do not fit.
+        Infeasible: `batch` sequences do not fit; what would is said.
     """
-    if tp is None:
-        tp = max(request.even(cluster.size_node), key=lambda t: (t * (cluster.count // t), t))
-    else:
-        broken = whole("tp", tp, cluster.size_node) or tensor_rules(tp, request.arch)
+    if tp is not None:
+        broken = whole("tp", tp, cluster.count) or tensor_rules(tp, request.arch)
         if broken:
             raise InputError("plan serve", broken)
-    layers = request.arch.n_layers
-    stages = [pp for pp in range(1, cluster.count // tp + 1) if layers % pp == 0]
-    for pp in stages:
-        most = request.batch_max(tp, pp)
+    found = _found(request, cluster, tp, batch)
+    if found is None:
+        raise Infeasible(_too_large(request, cluster, tp, batch))
+    return found
+
+
+def _found(request: Request, cluster: Cluster, tp: int | None, batch: int) -> Place | None:
+    for ways, stages in _splits(request, cluster, tp):
+        most = request.batch_max(ways, stages)
         if most >= batch:
-            return tp, pp, most
-    tree = request.per_accelerator(batch, tp, stages[-1])
+            return Place(ways, stages, most)
+    return None
+
+
+def _splits(request: Request, cluster: Cluster, tp: int | None) -> Iterator[tuple[int, int]]:
+    """Tensor and pipeline sizes worth trying, the best first.
+
+    Tensor parallelism pays within a node; across nodes it comes last, in whole nodes.
+    """
+    node = cluster.size_node
+    inside = sorted(request.even(node), key=lambda t: (t * (cluster.count // t), t), reverse=True)
+    across = [t for t in request.even(cluster.count) if t > node and t % node == 0]
+    for ways in [*inside, *across] if tp is None else [tp]:
+        deepest = min(cluster.count // ways, request.arch.n_layers)
+        yield from ((ways, p) for p in range(1, deepest + 1))
+
+
+def _too_large(request: Request, cluster: Cluster, tp: int | None, batch: int) -> str:
+    """Why nothing fits, by how much the nearest misses, and what would fit."""
+    nearest = {
+        (t, p): request.per_accelerator(batch, t, p) for t, p in _splits(request, cluster, tp)
+    }
+    (ways, stages), tree = min(nearest.items(), key=lambda item: item[1].value)
     largest = max(tree.children, key=lambda child: child.value)
-    raise Infeasible(
-        f"{request.arch.name} with batch={batch} on {cluster}: tp={tp} pp={stages[-1]} needs "
+    share = float(largest.value / tree.value)
+    return (
+        f"{request.arch.name} with batch={batch} on {cluster}: tp={ways} pp={stages} needs "
         f"{format_bytes(tree.value)} > {format_bytes(request.chip.bytes_memory.value)} per "
-        f"accelerator, largest part {largest.name} {float(largest.value / tree.value):.0%}; "
+        f"accelerator, largest part {largest.name} {share:.0%}; "
         f"by capacity it takes {request.accelerators_min(batch).value} accelerators"
+        f"{_what_fits(request, cluster, tp, batch)}"
     )
+
+
+#: Weights in fewer bits that a refusal proposes.
+SMALLER = ("fp8", "int8", "int4")
+
+
+def _what_fits(request: Request, cluster: Cluster, tp: int | None, batch: int) -> str:
+    """A smaller batch, fewer bits, or the next cluster of twice as many that holds the model."""
+    out = []
+    fewer = [_found(request, cluster, tp, 1)] if batch > 1 else []
+    out += [f"batch {found.batch_max} here" for found in fewer if found]
+    bits = format_of(request.stored.weights).bits
+    known = [n for n in SMALLER if n != "fp8" or n in cluster.chip.peaks]
+    for name in (n for n in known if FORMATS[n].bits < bits):
+        smaller = replace(request, stored=replace(request.stored, weights=FORMATS[name]))
+        if _found(smaller, cluster, tp, batch):
+            out.append(f"{name} here")
+            break
+    counts = (cluster.count << doublings for doublings in range(1, 8))
+    for larger in (replace(cluster, count=n) for n in counts if n <= MOST_CHIPS):
+        if found := _found(request, larger, tp, batch):
+            out.append(f"{larger} with {found}")
+            break
+    return f"; what would fit: {', or '.join(out)}" if out else ""

@@ -7,27 +7,22 @@ communication; pipeline stages work one after the other.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-from isoflop.arch import Arch
-from isoflop.count import Precision, Workload
-from isoflop.count.blocks import beside
-from isoflop.errors import InputError, Problem
-from isoflop.hardware import Chip, Cluster
-from isoflop.hardware.chip import Precision as Format
-from isoflop.plan.ask import at_most, one_of, whole
-from isoflop.plan.assumed import (
-    EFFICIENCY_BANDWIDTH,
-    EFFICIENCY_COMPUTE,
-    assumption_json,
-    choose,
-)
-from isoflop.plan.economics import dollars_per_million_tokens, price_of, unstated
-from isoflop.plan.roofline import Rates, Stored, seconds_decode, seconds_prefill
-from isoflop.plan.room import Request, apart, place
-from isoflop.quantity import Basis, Expr, Node, Symbol, leaf
+from isoflop.arch import Arch, LatentAttention
+from isoflop.count import Precision
+from isoflop.count.memory_weights import Format, format_of
+from isoflop.hardware import Cluster
+from isoflop.plan.assumed import assumption_json
+from isoflop.plan.serve_asked import Asked
+from isoflop.plan.serve_step import Server, placed
+from isoflop.quantity import Node, Symbol
 from isoflop.quantity.node import plain
+from isoflop.quantity.units import format_seconds
+
+#: The least that an engine of docs/serving-validation.md took for one layer of one token
+#: (gpt-fast on eight A100): launches and messages, which the roofline does not know.
+SECONDS_LAYER_LEAST = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,33 +30,87 @@ class ServePlan:
     """A server on a cluster: `n_copies` of the model, each on tp x pp accelerators.
 
     `memory` is one copy's, whole; `bytes_per_accelerator` what the fullest accelerator of
-    it holds. `tokens_per_second` counts output tokens of all copies, prompts included in
-    the time; `tokens_per_second_decode` leaves the prompts out. `accelerators_min` is by
-    capacity alone; `accelerators_min_tensor` by a tensor parallelism that splits the model
-    evenly, None where none in one node does.
+    it holds. `seconds_prefill` is one prompt's, `seconds_first_tokens` that of all prompts of
+    a batch that come at once, read one after the other. `tokens_per_second` counts output
+    tokens of all copies, prompts included in the time; `tokens_per_second_decode` leaves the
+    prompts out. `accelerators_min` is by capacity alone; `accelerators_min_tensor` by a tensor
+    parallelism that splits the model evenly, None where none in one node does.
     """
 
-    model: str
-    cluster: Cluster
-    input_tokens: int
-    output_tokens: int
-    batch: int
-    batch_max: int
-    precision: Precision
-    kv_precision: Precision
-    precision_compute: Format
-    tp: int
-    pp: int
-    n_copies: int
-    memory: Node
+    server: Server
     bytes_per_accelerator: Node
     accelerators_min: Node
     accelerators_min_tensor: int | None
-    seconds_prefill: Node
-    seconds_per_token: Node
-    tokens_per_second: Node
-    tokens_per_second_decode: Node
-    dollars_per_million_tokens: Node
+
+    @property
+    def asked(self) -> Asked:
+        return self.server.asked
+
+    @property
+    def model(self) -> str:
+        return self.asked.arch.name
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.asked.cluster
+
+    @property
+    def precision(self) -> Format:
+        """How weights are stored."""
+        return format_of(self.asked.precision)
+
+    @property
+    def precision_compute(self) -> str:
+        return self.asked.compute
+
+    @property
+    def tp(self) -> int:
+        return self.server.place.tp
+
+    @property
+    def pp(self) -> int:
+        return self.server.place.pp
+
+    @property
+    def batch(self) -> int:
+        return self.server.batch
+
+    @property
+    def batch_max(self) -> int:
+        """The largest batch that memory holds."""
+        return self.server.place.batch_max
+
+    @property
+    def n_copies(self) -> int:
+        return self.server.n_copies
+
+    @property
+    def memory(self) -> Node:
+        return self.server.memory
+
+    @property
+    def seconds_prefill(self) -> Node:
+        return self.server.prefill
+
+    @property
+    def seconds_first_tokens(self) -> Node:
+        return self.server.first_tokens
+
+    @property
+    def seconds_per_token(self) -> Node:
+        return self.server.decode
+
+    @property
+    def tokens_per_second(self) -> Node:
+        return self.server.tokens_per_second
+
+    @property
+    def tokens_per_second_decode(self) -> Node:
+        return self.server.tokens_per_second_decode()
+
+    @property
+    def dollars_per_million_tokens(self) -> Node:
+        return self.server.dollars_per_million_tokens
 
     def nodes(self) -> dict[str, Node]:
         """Every number of the plan, by its name in JSON."""
@@ -69,6 +118,7 @@ class ServePlan:
             "bytes_per_accelerator",
             "accelerators_min",
             "seconds_prefill",
+            "seconds_first_tokens",
             "seconds_per_token",
             "tokens_per_second",
             "tokens_per_second_decode",
@@ -87,15 +137,68 @@ class ServePlan:
         nodes = (self.memory, *self.nodes().values())
         return tuple({s.name: s for node in nodes for s in node.assumptions}.values())
 
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """The limits asked for that the plan misses at its middle values, and by how much."""
+        limits = (
+            ("time to the first token", self.seconds_prefill, self.asked.ttft),
+            ("time per output token", self.seconds_per_token, self.asked.tpot),
+        )
+        return tuple(
+            f"{name} at batch {self.batch}: {format_seconds(node.value)} exceeds the limit of "
+            f"{format_seconds(limit)} by {format_seconds(float(node.value) - limit)} "
+            f"({float(node.value) / limit:.3g} times it)"
+            for name, node, limit in limits
+            if limit is not None and float(node.value) > limit
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the times of this layout leave out."""
+        out = []
+        each = float(self.seconds_per_token.value) / self.asked.arch.n_layers
+        if each < SECONDS_LAYER_LEAST:
+            out.append(
+                f"a token takes {format_seconds(each)} per layer here, less than the "
+                f"{format_seconds(SECONDS_LAYER_LEAST)} of the fastest published run we know: "
+                "launches and messages are not counted, so expect longer"
+            )
+        if self.tp > self.cluster.size_node:
+            out.append(
+                f"tp={self.tp} spans nodes of {self.cluster.size_node}: what they say to each "
+                "other is not counted, and takes long there"
+            )
+        if self.tp > 1 and any(
+            isinstance(layer.attention, LatentAttention) for layer in self.asked.arch.layers
+        ):
+            out.append(
+                "each tensor parallel accelerator holds the whole latent cache; engines that "
+                "spread its sequences instead (data-parallel attention) hold more of them"
+            )
+        if self.pp > 1:
+            out.append(
+                f"pp={self.pp}: the stages are taken to work one after the other on one batch; "
+                "an engine that keeps several in flight makes more tokens"
+            )
+        return tuple(out)
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data: numbers by name, memory as a tree, ranges beside them."""
-        nodes = self.nodes()
+        nodes, asked = self.nodes(), self.asked
         ranges = {name: node.interval for name, node in nodes.items()}
-        given = ("model", "input_tokens", "output_tokens", "batch", "batch_max", "precision",
-                 "kv_precision", "precision_compute", "tp", "pp", "n_copies",
+        given = ("model", "batch", "batch_max", "precision_compute", "tp", "pp", "n_copies",
                  "accelerators_min_tensor")  # fmt: skip
         return {
             **{name: getattr(self, name) for name in given},
+            "input_tokens": asked.input_tokens,
+            "output_tokens": asked.output_tokens,
+            "precision": self.precision.name,
+            "kv_precision": asked.stored.kv_cache.value,
+            "page": asked.page,
+            "ttft": asked.ttft,
+            "tpot": asked.tpot,
+            "missed": list(self.missed),
+            "notes": list(self.notes),
             "cluster": self.cluster.to_json(),
             **{name: plain(node.value) for name, node in nodes.items()},
             "memory": self.memory.to_json(),
@@ -113,9 +216,12 @@ def plan_serve(
     input_tokens: int,
     output_tokens: int,
     batch: int | None = None,
-    precision: Precision | str = Precision.BF16,
+    precision: Precision | Format | str = Precision.BF16,
     kv_precision: Precision | str | None = None,
+    page: int | None = None,
     tp: int | None = None,
+    ttft: float | None = None,
+    tpot: float | None = None,
     price: float | None = None,
     efficiency_compute: float | None = None,
     efficiency_bandwidth: float | None = None,
@@ -123,15 +229,18 @@ def plan_serve(
     """Plan a server.
 
     `batch` is the sequences that one copy of the model works on at once; None means as
-    many as its memory holds. `precision` is that of the stored weights. `tp` None means
-    the largest tensor parallelism within a node that splits the model evenly and leaves
-    the fewest accelerators idle. `price` is
-    in dollars per accelerator-hour.
+    many as its memory holds and the limits `ttft` (seconds to the first token, with no
+    queue) and `tpot` (seconds per output token) allow, or 1 where none is allowed: the
+    plan's `missed` says so. `precision` is that of the stored weights, a name out of
+    `FORMATS`; `page` rounds each cache up to whole pages of so many tokens. `tp` None means
+    the largest tensor parallelism within a node that splits the model evenly and leaves the
+    fewest accelerators idle; beyond a node only where nothing else fits. `price` is in
+    dollars per accelerator-hour.
 
     Raises:
         InputError: a number out of bounds, an illegal `tp`, a precision the chip lacks, a
             price that nobody states and that was not given.
-        Infeasible: the model, or the batch asked for, does not fit.
+        Infeasible: the model, or the batch asked for, does not fit; the text says what would.
 
     >>> from isoflop.arch import llama
     >>> from isoflop.hardware import parse_cluster
@@ -142,139 +251,13 @@ def plan_serve(
     >>> print(f"{float(plan.seconds_per_token.value) * 1000:.1f} ms")
     4.5 ms
     """
-    bad = [
-        *beside(arch, "is none: plans are made for decoders"),
-        *_check_lengths(arch, input_tokens, output_tokens),
-        *([] if batch is None else whole("batch", batch, 10**9)),
-        *one_of("precision", precision, tuple(Precision)),
-        *one_of("kv_precision", kv_precision or "bf16", tuple(Precision)),
-        *at_most("efficiency_compute", efficiency_compute, 1, "all of the peak"),
-        *at_most("efficiency_bandwidth", efficiency_bandwidth, 1, "all of the bandwidth"),
-        *unstated(cluster.chip, price=price),
-    ]
-    if bad:
-        raise InputError("plan serve", bad)
-    chip = cluster.chip
-    stored, compute = _formats(Precision(precision), kv_precision, chip)
-    request = Request(arch, chip, stored, input_tokens, output_tokens)
-    rates = Rates(
-        chip.peak(compute) * choose(EFFICIENCY_COMPUTE, efficiency_compute),
-        chip.bytes_per_second_memory * choose(EFFICIENCY_BANDWIDTH, efficiency_bandwidth),
-    )
-    ways, stages, most = place(request, cluster, tp, batch or 1)
-    shape = (most if batch is None else batch, ways, stages, cluster.count // (ways * stages))
-    n = _Numbers(request, rates, price_of(chip, price), *shape)
+    asked = Asked(arch, cluster, input_tokens, output_tokens, batch, precision, kv_precision, page,
+                  tp, ttft, tpot, price, efficiency_compute, efficiency_bandwidth)  # fmt: skip
+    server = placed(asked)
+    where, request = server.place, server.request
     return ServePlan(
-        model=arch.name,
-        cluster=cluster,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        batch=n.batch,
-        batch_max=most,
-        precision=stored.weights,
-        kv_precision=stored.kv_cache,
-        precision_compute=compute,
-        tp=ways,
-        pp=stages,
-        n_copies=n.n_copies,
-        memory=request.memory(n.batch, ways * stages),
-        bytes_per_accelerator=request.per_accelerator(n.batch, ways, stages),
+        server=server,
+        bytes_per_accelerator=request.per_accelerator(server.batch, where.tp, where.pp),
         accelerators_min=request.accelerators_min(batch or 1),
         accelerators_min_tensor=request.accelerators_min_tensor(batch or 1),
-        seconds_prefill=n.prefill,
-        seconds_per_token=n.decode,
-        tokens_per_second=n.tokens_per_second(),
-        tokens_per_second_decode=n.tokens_per_second_decode(),
-        dollars_per_million_tokens=n.dollars_per_million_tokens(),
     )
-
-
-def _check_lengths(arch: Arch, input_tokens: int, output_tokens: int) -> list[Problem]:
-    bad = [
-        *whole("input_tokens", input_tokens, arch.max_seq_len),
-        *whole("output_tokens", output_tokens, arch.max_seq_len),
-    ]
-    if not bad and input_tokens + output_tokens > arch.max_seq_len:
-        rule = f"with input_tokens is at most max_seq_len={arch.max_seq_len}"
-        bad.append(Problem("output_tokens", output_tokens, rule))
-    return bad
-
-
-@dataclass(frozen=True)
-class _Numbers:
-    """Time and money of a server whose place is found."""
-
-    request: Request
-    rates: Rates
-    price: Symbol
-    batch: int
-    tp: int
-    pp: int
-    n_copies: int
-
-    @cached_property
-    def _rates_copy(self) -> Rates:
-        ways = Symbol("tp", self.tp, meaning="tensor parallel accelerators")
-        return Rates(self.rates.flops_per_second * ways, self.rates.bytes_per_second * ways)
-
-    @cached_property
-    def prefill(self) -> Node:
-        ask = self.request
-        work = Workload.train(1, ask.input_tokens)
-        return seconds_prefill(ask.arch, work, self._rates_copy, ask.stored)
-
-    @cached_property
-    def decode(self) -> Node:
-        ask = self.request
-        work = Workload.decode(self.batch, ask.mean_context)
-        return seconds_decode(ask.arch, work, self._rates_copy, ask.stored)
-
-    @property
-    def _batch(self) -> Symbol:
-        return Symbol("batch_decode", self.batch, meaning="sequences that decode at once")
-
-    def _output_rate(self) -> Expr:
-        """Output tokens per second when prompts are read one by one between the steps."""
-        out = Symbol("output_tokens", self.request.output_tokens)
-        step = apart(self.decode.total, self.prefill.total, "decode")
-        seconds = self._batch * self.prefill.total + out * step
-        return self._batch * Symbol("n_copies", self.n_copies) * out / seconds
-
-    def tokens_per_second(self) -> Node:
-        return _rate("tokens_per_second", self._output_rate())
-
-    def tokens_per_second_decode(self) -> Node:
-        together = self._batch * Symbol("n_copies", self.n_copies)
-        return _rate("tokens_per_second_decode", together / self.decode.total)
-
-    def dollars_per_million_tokens(self) -> Node:
-        used = Symbol("n_accelerators_used", self.tp * self.pp * self.n_copies)
-        return dollars_per_million_tokens(used, self.price, self._output_rate())
-
-
-def _rate(name: str, size: Expr) -> Node:
-    return leaf(name, "tokens/s", size, basis=Basis.MODELLED)
-
-
-# --- precisions ---------------------------------------------------------------------------
-
-
-def _formats(weights: Precision, kv: Precision | str | None, chip: Chip) -> tuple[Stored, Format]:
-    """How tensors are stored, and what products are computed in.
-
-    int8 and int4 are storage: products run in 16 bits, of the kind that the chip has.
-    fp8 products run in fp8 where the chip has it. Activations and, unless said
-    otherwise, the cache take 16 bits; all of a model in fp32 takes 32.
-    """
-    working = weights
-    if weights not in {Precision.FP32, Precision.FP16, Precision.BF16}:
-        working = Precision.BF16 if "bf16" in chip.peaks else Precision.FP16
-    formats: dict[Precision, Format] = {
-        Precision.FP32: "fp32",
-        Precision.FP16: "fp16",
-        Precision.BF16: "bf16",
-    }
-    compute = formats[working]
-    if weights is Precision.FP8 and "fp8" in chip.peaks:
-        compute = "fp8"
-    return Stored(weights, working, Precision(kv) if kv else working), compute

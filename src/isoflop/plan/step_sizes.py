@@ -9,9 +9,7 @@ from isoflop.plan.setting import Setting
 from isoflop.quantity import Expr, Symbol
 from isoflop.quantity.expr import product
 
-#: Sizes that a search varies; each is a symbol of every formula of a step.
-SIZES = ("tp", "pp", "dp", "cp", "ep", "virtual_pp", "batch", "n_micro_batches")
-
+#: Sizes that a search varies, and what they mean: each is a symbol of every formula of a step.
 _MEANING = {
     "tp": "tensor parallel accelerators",
     "pp": "pipeline stages",
@@ -22,6 +20,7 @@ _MEANING = {
     "batch": "sequences in a micro-batch",
     "n_micro_batches": "micro-batches per pipeline and step",
 }
+SIZES = tuple(_MEANING)
 
 
 @dataclass(frozen=True, slots=True)

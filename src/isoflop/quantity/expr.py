@@ -1,6 +1,6 @@
 """Sizes as a small expression tree: evaluated exactly, rendered, or compiled.
 
-The tree knows +, -, *, /, ceil-div, max, min and where. Structure branches in
+The tree knows +, -, *, /, ceil-div, max, min, where, sqrt and expm1. Structure branches in
 Python; only sizes are expressions. A formula is written once, and everything
 else (the value, the text that `explain` prints, the array code of a search) is
 read off the same object.
@@ -15,6 +15,7 @@ read off the same object.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -81,15 +82,31 @@ class Expr:
         >>> (rate / rate).interval() == Interval(1.0, 1.0)
         True
         """
+        values = self.draws_sorted()
+        if not values:
+            return None
+        return Interval(values[round(0.05 * (DRAWS - 1))], values[round(0.95 * (DRAWS - 1))])
+
+    def draws_sorted(self) -> list[float]:
+        """The values behind `interval`, ascending; none where every symbol is certain."""
         from isoflop.quantity.compile import compile_expressions  # it reads this module
 
         uncertain = [s for s in self.symbols().values() if s.spread is not None]
         if not uncertain:
-            return None
+            return []
         run = compile_expressions([self], [s.name for s in uncertain])
         rows = zip(*(s.draws() for s in uncertain), strict=True)
-        values = sorted(float(run(*row)[0]) for row in rows)
-        return Interval(values[round(0.05 * (DRAWS - 1))], values[round(0.95 * (DRAWS - 1))])
+        return sorted(float(run(*row)[0]) for row in rows)
+
+    def probability_below(self, limit: float) -> float:
+        """The probability that the value is at most `limit`, to within a few hundredths.
+
+        >>> rate = Symbol("rate", 2.0, Basis.ASSUMED, Interval(1.0, 4.0))
+        >>> 0.4 < (3 * rate).probability_below(6.0) < 0.6, rate.probability_below(100)
+        (True, 1.0)
+        """
+        values = self.draws_sorted() or [float(self.value)]
+        return sum(v <= limit for v in values) / len(values)
 
     def __add__(self, other: Expr | Value) -> Expr:
         return total((self, other))
@@ -252,6 +269,8 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     "max": lambda *a: max(a),
     "min": lambda *a: min(a),
     "where": _where,
+    "sqrt": math.sqrt,
+    "expm1": math.expm1,
 }
 
 #: Infix operators, by how tightly they bind.
@@ -259,7 +278,7 @@ INFIX = {"+": 1, "*": 2, "/": 2}
 
 #: Names that a rendered formula may call when Python reads it back.
 FUNCTIONS: dict[str, Callable[..., Value]] = {
-    name: OPERATORS[name] for name in ("ceil_div", "max", "min", "where")
+    name: OPERATORS[name] for name in OPERATORS if name not in INFIX
 }
 
 
@@ -329,3 +348,21 @@ def minimum(*args: Expr | Value) -> Expr:
 def where(test: Expr | Value, positive: Expr | Value, otherwise: Expr | Value) -> Expr:
     """`positive` where `test` > 0, else `otherwise`."""
     return Operation("where", (number(test), number(positive), number(otherwise)))
+
+
+def sqrt(value: Expr | Value) -> Expr:
+    """The square root, in floating point.
+
+    >>> sqrt(Symbol("area", 16)).value
+    4.0
+    """
+    return Operation("sqrt", (number(value),))
+
+
+def expm1(value: Expr | Value) -> Expr:
+    """e to the power of `value`, less 1: exact where `value` is small, as a probability is.
+
+    >>> expm1(Symbol("rate", 1e-20)).value
+    1e-20
+    """
+    return Operation("expm1", (number(value),))

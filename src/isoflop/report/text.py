@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from isoflop.quantity import Basis, Node, Number, Symbol
 from isoflop.quantity.expr import Value
-from isoflop.quantity.units import format_exact, format_value
+from isoflop.quantity.units import format_bytes, format_exact, format_value
 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), align: str = "") -> str:
@@ -85,17 +85,23 @@ def footer(nodes: Iterable[Node]) -> str:
         symbols.update({s.name: s for s in node.assumptions})
     if not symbols:
         return "no assumptions: exact arithmetic on the spec"
-    rows = [[f"  {s.name} = {_plain(s.given)}", _spread(s), s.meaning] for s in symbols.values()]
+    rows = [[f"  {s.name} = {_plain(s, s.given)}", _spread(s), s.meaning] for s in symbols.values()]
     count = f"{len(symbols)} assumption{'s' if len(symbols) > 1 else ''}:"
     return f"{count}\n{table(rows)}"
 
 
-def _plain(value: Value | None) -> str:
-    return "free" if value is None else f"{float(value):g}"
+def _plain(symbol: Symbol, value: Value | None) -> str:
+    """A value of a symbol; the start of a name says what is bytes."""
+    if value is None:
+        return "free"
+    size = symbol.name.startswith("bytes_") and "_per_" not in symbol.name
+    return format_bytes(value) if size else f"{float(value):g}"
 
 
 def _spread(symbol: Symbol) -> str:
-    return f"({symbol.spread.low:g} to {symbol.spread.high:g})" if symbol.spread else ""
+    if symbol.spread is None:
+        return ""
+    return f"({_plain(symbol, symbol.spread.low)} to {_plain(symbol, symbol.spread.high)})"
 
 
 def describe_bases(bases: Iterable[Basis]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from isoflop.arch.rules import Rules
+from isoflop.arch.foreign import parse_toml, read_file
+from isoflop.arch.rules import Rules, repr_of
 from isoflop.errors import InputError, Problem, nearest
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
@@ -74,7 +74,7 @@ class Recipe:
         rules.must("betas", "is two numbers from 0 up to, not including, 1",
                    pair and all(_is_share(beta) for beta in self.betas))  # fmt: skip
         rules.must("data", "is a path or python-library", isinstance(self.data, str) and self.data != "",
-                   value=repr(self.data))  # fmt: skip
+                   value=repr_of(self.data))  # fmt: skip
         rules.must("model", "is a name, a path, or a table",
                    isinstance(self.model, (str, Mapping)))  # fmt: skip
         if not rules.broken:
@@ -100,13 +100,7 @@ def read_recipe(path: Path | str) -> Recipe:
     Raises:
         InputError: unreadable, not TOML, or wrong fields; all of them are listed.
     """
-    try:
-        with Path(path).open("rb") as file:
-            table = tomllib.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(str(path), [Problem("file", why, "is a readable TOML file")]) from None
-    return parse_recipe(table, where=str(path))
+    return parse_recipe(parse_toml(read_file(Path(path)), str(path)), where=str(path))
 
 
 def parse_recipe(table: Mapping[str, Any], where: str = "recipe") -> Recipe:

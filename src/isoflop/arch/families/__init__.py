@@ -26,7 +26,7 @@ from isoflop.arch.families.llama import (
 from isoflop.arch.families.moe import deepseek, gpt_moe, gpt_oss, mixtral, qwen2_moe, qwen3_moe
 from isoflop.arch.families.parallel import falcon, gpt_neox, gptj, palm, phi
 from isoflop.arch.families.t5 import t5
-from isoflop.arch.families.vision import clip, llava
+from isoflop.arch.families.vision import clip, llava, qwen_vision, siglip
 from isoflop.arch.spec import Arch
 
 #: The builders of whole models.
@@ -72,6 +72,8 @@ __all__ = [
     "qwen2_moe",
     "qwen3",
     "qwen3_moe",
+    "qwen_vision",
+    "siglip",
     "smollm3",
     "stablelm",
     "starcoder2",

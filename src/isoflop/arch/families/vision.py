@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Unpack
 
 from isoflop.arch.families.common import head_size, repeat
 from isoflop.arch.families.llama import Numbers, llama
-from isoflop.arch.spec import Activation, Arch, Attention, Dense, Layer, LayerNorm, VisionTower
+from isoflop.arch.spec import (
+    Activation,
+    Arch,
+    Attention,
+    Chunked,
+    Dense,
+    Layer,
+    LayerNorm,
+    Norm,
+    Projector,
+    RmsNorm,
+    Rope,
+    VisionTower,
+)
+
+#: Values, not calls: a frozen default may be shared.
+_LAYER_NORM = LayerNorm(eps=1e-6)
 
 
 def clip(
@@ -23,7 +40,6 @@ def clip(
     activation: Activation = "gelu_quick",
     eps: float = 1e-5,
     dropout_attention: float = 0.0,
-    projector: int = 2,
     projector_bias: bool = True,
 ) -> VisionTower:
     """CLIP's vision transformer, with LLaVA's projector behind it.
@@ -51,9 +67,74 @@ def clip(
         channels=channels,
         pre_norm=norm,
         final_norm=norm,
-        projector=projector,
-        projector_bias=projector_bias,
+        projector=Projector(bias=projector_bias),
     )
+
+
+def siglip(
+    name: str,
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    d_ff: int,
+    image: int,
+    patch: int,
+    channels: int = 3,
+    activation: Activation = "gelu_tanh",
+    eps: float = 1e-6,
+    dropout_attention: float = 0.0,
+    merge: int = 1,
+) -> VisionTower:
+    """SigLIP's tower without its pooling head, with Gemma 3's projector behind it.
+
+    `merge` x `merge` patches are averaged, normed and mapped once. Source: Zhai 2023
+    (2303.15343); Kamath 2025 (2503.19786), section 2.1.
+    """
+    plain = clip(name, d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ff=d_ff, image=image,
+                 patch=patch, channels=channels, activation=activation, eps=eps,
+                 dropout_attention=dropout_attention)  # fmt: skip
+    norm = RmsNorm(eps, unit_offset=True)
+    projector = Projector(1, bias=False, norm=norm, merge=merge, averaged=True)
+    return replace(plain, class_token=False, patch_bias=True, pre_norm=None, projector=projector)
+
+
+def qwen_vision(
+    name: str,
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    d_ff: int,
+    image: int,
+    patch: int = 14,
+    channels: int = 3,
+    frames: int = 2,
+    merge: int = 2,
+    activation: Activation = "gelu_quick",
+    gated: bool = False,
+    norm: Norm = _LAYER_NORM,
+    chunk: int | None = None,
+    full: Sequence[int] = (),
+) -> VisionTower:
+    """The tower of Qwen2-VL and, gated, with RMS norms and windows, of Qwen2.5-VL.
+
+    A patch spans `frames` frames; positions are rotated, in two dimensions. Layers see a
+    window of `chunk` patches, but for those listed in `full`; None: all see all. Source:
+    Wang 2024 (2409.12191), section 2.1; Bai 2025 (2502.13923), section 2.1.1.
+    """
+    heads = head_size(name, d_model, n_heads)
+    attention = Attention(n_heads, n_heads, heads, position=Rope(), bias_qkv=True, bias_out=True)
+    layer = Layer(attention, Dense(d_ff, activation, gated=gated, bias=True), norm)
+    layers = repeat(name, layer, n_layers)
+    if chunk is not None:
+        near = replace(layer, attention=replace(attention, span=Chunked(chunk)), name="local")
+        layers = tuple(
+            replace(layer, name="global") if i in full else near for i in range(n_layers)
+        )
+    projector = Projector(2, norm=norm, merge=merge, d_hidden=merge**2 * d_model)
+    return VisionTower(d_model, layers, image, patch, channels * frames, class_token=False,
+                       positions=False, projector=projector)  # fmt: skip
 
 
 def llava(name: str, **numbers: Unpack[Numbers]) -> Arch:

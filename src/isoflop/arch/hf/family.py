@@ -144,7 +144,8 @@ class Family:
         fixed: keys of which the spec can say one value only, and why.
         square: whether its class refuses a width that n_heads does not divide, even where
             the head's size is given.
-        ignored: keys of its own that change neither a count nor the forward pass.
+        ignored: keys of its own that change no count and no product (`clip_qkv` clamps what
+            comes out of one).
         finish: reads what no table can say, and settles the builder's arguments.
         more: the keys beside the table, or in place of its own, when writing; None where the
             family is not written.

@@ -126,7 +126,7 @@ def _finish_mpt(keys: Config, numbers: Facts) -> None:
     inner.only("qk_ln", False, "transformers builds no such norms")
     inner.only("prefix_lm", False, "the spec is causal")
     inner.only("alibi_bias_max", 8, "the spec has Press's slopes")
-    for harmless in ("attn_impl", "attn_uses_sequence_id", "model_type"):
+    for harmless in ("attn_impl", "attn_uses_sequence_id", "clip_qkv", "model_type"):
         inner.has(harmless)
     numbers["dropout_attention"] = inner.real("attn_pdrop", 0.0)
     numbers["scale"] = inner.real_or_none("softmax_scale")

@@ -91,10 +91,10 @@ def read_window(keys: Config) -> int | None:
     return window if used else None
 
 
-def _finish_qwen(keys: Config, numbers: Facts) -> None:
+def finish_qwen(keys: Config, numbers: Facts, usual: int = 28) -> None:
     """Windows are in the layers from `max_window_layers` on, if they are used at all."""
     numbers["window"] = read_window(keys)
-    first = keys.count("max_window_layers", 28)
+    first = keys.count("max_window_layers", usual)
     read_local(keys, numbers, tuple(i >= first for i in range(numbers["n_layers"])))
 
 
@@ -111,7 +111,7 @@ QWEN2 = Family(
     qwen2,
     llama_keys(4096, 32, 32, 32, 22016, 151936, 32768),
     rope=RopeKeys(),
-    finish=_finish_qwen,
+    finish=finish_qwen,
     more=more_windows,
 )
 
@@ -122,7 +122,7 @@ QWEN3 = Family(
     llama_keys(4096, 32, 32, 32, 22016, 151936, 32768, d_head=128)
     | {"attention_bias": flag("bias_attention", False)},
     rope=RopeKeys(),
-    finish=_finish_qwen,
+    finish=finish_qwen,
     more=more_windows,
 )
 
@@ -185,6 +185,7 @@ OLMO = Family(
     {name: key for name, key in _OLMO_KEYS.items() if name != "rms_norm_eps"}
     | {"attention_bias": flag("bias_attention", False)},
     rope=RopeKeys(),
+    ignored=frozenset({"clip_qkv"}),
 )
 
 OLMO2 = Family(

@@ -158,6 +158,7 @@ FALCON = Family(
     second_names={
         "n_embed": "hidden_size",
         "n_head": "num_attention_heads",
+        "n_head_kv": "num_kv_heads",
         "n_layer": "num_hidden_layers",
     },
     fixed={"apply_residual_connection_post_layernorm": (False, "the spec adds to what came in")},

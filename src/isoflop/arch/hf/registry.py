@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from isoflop.arch.hf import gemma, gpt, llama, moe, parallel, t5
+from isoflop.arch.hf import gemma, gpt, llama, moe, parallel, t5, vision
 from isoflop.arch.hf.family import Family
-from isoflop.arch.hf.vision import llava_family
 
 _LANGUAGES = {
     family.model_type: family
@@ -12,4 +11,6 @@ _LANGUAGES = {
     for family in module.FAMILIES
 }
 
-FAMILIES: dict[str, Family] = {**_LANGUAGES, "llava": llava_family(_LANGUAGES)}
+_WITH_VISION = (vision.llava_family(_LANGUAGES), *vision.FAMILIES)
+
+FAMILIES: dict[str, Family] = _LANGUAGES | {family.model_type: family for family in _WITH_VISION}

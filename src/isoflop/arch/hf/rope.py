@@ -25,9 +25,11 @@ from isoflop.arch.spec import (
 #: The default of transformers 5 (RotaryEmbeddingConfigMixin.default_theta).
 DEFAULT_THETA = 10_000.0
 
-#: The kinds of scaling by name; "su" is the first name of longrope (Phi-3).
+#: The kinds of scaling by name; "su" is the first name of longrope (Phi-3), and "mrope" gives
+#: pixels three coordinates (Qwen2-VL) where text has the usual one.
 KINDS = {kind: kind for kind in ("default", "linear", "dynamic", "llama3", "yarn", "longrope")} | {
-    "su": "longrope"
+    "su": "longrope",
+    "mrope": "default",
 }
 
 

@@ -1,15 +1,20 @@
-"""LLaVA: a language model of another family, CLIP's vision tower, a projector."""
+"""Language models of other families behind a vision tower: LLaVA, Gemma 3, Qwen2-VL, Qwen2.5-VL."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from isoflop.arch.families import clip
+from isoflop.arch.families import clip, qwen2, qwen_vision, siglip
 from isoflop.arch.hf.config import Config
-from isoflop.arch.hf.family import Facts, Family, Key, flag, layers, real, size, word
-from isoflop.arch.spec import Arch, VisionTower
+from isoflop.arch.hf.family import Facts, Family, Key, flag, layers, llama_keys, real, size, word
+from isoflop.arch.hf.gemma import GEMMA3_TEXT
+from isoflop.arch.hf.llama import finish_qwen
+from isoflop.arch.hf.rope import RopeKeys
+from isoflop.arch.spec import Arch, RmsNorm, VisionTower
+from isoflop.errors import InputError, Problem
 
 #: CLIP ViT-L/14 at 336 pixels, which LLaVA takes where nothing is said.
 _LARGE: dict[str, Any] = {
@@ -78,3 +83,147 @@ def llava_family(languages: Mapping[str, Family]) -> Family:
         finish=lambda keys, numbers: _finish(languages, keys, numbers),
         more=None,
     )
+
+
+# --- Gemma 3 ----------------------------------------------------------------------------
+
+_SIGLIP: dict[str, Key] = _CLIP | {
+    "patch_size": size("patch", 16),
+    "hidden_act": word("activation", "gelu_pytorch_tanh"),
+    "layer_norm_eps": real("eps", 1e-6),
+}
+
+
+def _join_as_said(name: str, *, text: Arch, vision: VisionTower, tied: bool) -> Arch:
+    """Here the outer key alone says whether the head is tied."""
+    return replace(text, name=name, head=replace(text.head, tied=tied), vision=vision)
+
+
+def _finish_gemma3(keys: Config, numbers: Facts) -> None:
+    for token in ("boi_token_index", "eoi_token_index", "image_token_index"):
+        keys.has(token)
+    tokens = keys.size("mm_tokens_per_image", 256)
+    table = keys.inner("vision_config")
+    table.only("model_type", "siglip_vision_model", "the spec has SigLIP's tower")
+    said = {key.says: key.read(table, named) for named, key in _SIGLIP.items()}
+    if table.flag("vision_use_head", True):
+        rule = "is false: the tower is read without its pooling head"
+        raise InputError(keys.where, [Problem("vision_config.vision_use_head", True, rule)])
+    merge = max(said["image"] // said["patch"] // max(math.isqrt(tokens), 1), 1)
+    numbers["vision"] = siglip(keys.where, **said, merge=merge)
+    inner = keys.inner("text_config")
+    inner.only("model_type", "gemma3_text", "its language model is Gemma 3's")
+    inner.has("architectures")
+    numbers["text"] = GEMMA3_TEXT.read(keys.where, inner)
+
+
+GEMMA3 = Family(
+    "gemma3",
+    "Gemma3ForConditionalGeneration",
+    _join_as_said,
+    {"tie_word_embeddings": flag("tied", True)},
+    finish=_finish_gemma3,
+    more=None,
+)
+
+# --- Qwen2-VL and Qwen2.5-VL ------------------------------------------------------------
+
+#: Their towers read images of any size, so a config names none; FLOPs are counted for this one.
+_IMAGE = 448
+_QWEN_TEXT = Family(
+    "qwen2_vl_text",
+    "Qwen2VLTextModel",
+    qwen2,
+    llama_keys(8192, 80, 64, 8, 29568, 152064, 32768, eps=("rms_norm_eps", 1e-5)),
+    rope=RopeKeys(theta=1_000_000.0),
+    finish=lambda keys, numbers: finish_qwen(keys, numbers, usual=80),
+    more=None,
+)
+#: What both towers have.
+_QWEN_TOWER: dict[str, Key] = {
+    "depth": layers(32),
+    "num_heads": size("n_heads", 16),
+    "in_channels": size("channels", 3),
+    "patch_size": size("patch", 14),
+    "spatial_merge_size": size("merge", 2),
+    "temporal_patch_size": size("frames", 2),
+}
+_TOWER_2: dict[str, Key] = _QWEN_TOWER | {
+    "embed_dim": size("d_model", 1280),
+    "mlp_ratio": size("d_ff", 4),  # times the width
+    "hidden_act": word("activation", "quick_gelu"),
+    "hidden_size": size("d_out", 3584),
+}
+_TOWER_2_5: dict[str, Key] = _QWEN_TOWER | {
+    "hidden_size": size("d_model", 3584),
+    "intermediate_size": size("d_ff", 3420),
+    "hidden_act": word("activation", "silu"),
+    "out_hidden_size": size("d_out", 3584),
+    "window_size": size("window", 112),
+}
+
+
+def _read_tower(keys: Config, tower: Mapping[str, Key]) -> tuple[Config, Facts]:
+    """The tower's table, and what it says; the image is a whole number of merged patches."""
+    table = keys.inner("vision_config")
+    for unused in (
+        "model_type",
+        "in_chans",
+        "spatial_patch_size",
+        "rope_parameters",
+        "tokens_per_second",
+    ):
+        table.has(unused)
+    said = {key.says: key.read(table, named) for named, key in tower.items()}
+    side = said["patch"] * said["merge"]
+    said["image"] = max(_IMAGE // side, 1) * side
+    keys.defaulted.append(f"image={said['image']} pixels a side (any size is read)")
+    return table, said
+
+
+def _read_text(keys: Config, numbers: Facts, d_out: int) -> None:
+    """The language model: a table of its own, or the top level, where the hub's configs have it."""
+    for token in ("image_token_id", "video_token_id", "vision_token_id", "vision_start_token_id",
+                  "vision_end_token_id"):  # fmt: skip
+        keys.has(token)
+    inner = keys.table("text_config") or keys
+    for unused in ("model_type", "architectures"):
+        inner.has(unused)
+    numbers["text"] = _QWEN_TEXT.read(keys.where, inner)
+    keys.close()
+    if (d_model := numbers["text"].d_model) != d_out:
+        rule = f"is the language model's width, {d_model}"
+        raise InputError(keys.where, [Problem("vision_config: width out", d_out, rule)])
+
+
+def _finish_qwen2_vl(keys: Config, numbers: Facts) -> None:
+    _, said = _read_tower(keys, _TOWER_2)
+    d_out = said.pop("d_out")
+    said["d_ff"] *= said["d_model"]
+    keys.close()
+    numbers["vision"] = qwen_vision(keys.where, **said)
+    _read_text(keys, numbers, d_out)
+
+
+def _finish_qwen2_5_vl(keys: Config, numbers: Facts) -> None:
+    table, said = _read_tower(keys, _TOWER_2_5)
+    d_out = said.pop("d_out")
+    full = table.wholes("fullatt_block_indexes") or (7, 15, 23, 31)
+    side = max(said.pop("window") // said["patch"], 1)
+    keys.close()
+    numbers["vision"] = qwen_vision(keys.where, **said, gated=True, norm=RmsNorm(1e-6),
+                                    chunk=side**2, full=full)  # fmt: skip
+    _read_text(keys, numbers, d_out)
+
+
+def _qwen_family(
+    model_type: str, model_class: str, finish: Callable[[Config, Facts], None]
+) -> Family:
+    tied = {"tie_word_embeddings": flag("tied", False)}
+    return Family(model_type, model_class, _join, tied, finish=finish, more=None)
+
+
+QWEN2_VL = _qwen_family("qwen2_vl", "Qwen2VLForConditionalGeneration", _finish_qwen2_vl)
+QWEN2_5_VL = _qwen_family("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", _finish_qwen2_5_vl)
+
+FAMILIES = (GEMMA3, QWEN2_VL, QWEN2_5_VL)

@@ -22,7 +22,7 @@ from isoflop.arch.spec.attention import (
     Span,
     Window,
 )
-from isoflop.arch.spec.ends import Embedding, Encoder, Head, VisionTower
+from isoflop.arch.spec.ends import Embedding, Encoder, Head, Projector, VisionTower
 from isoflop.arch.spec.feed_forward import Activation, Dense, Experts, FeedForward
 from isoflop.arch.spec.layer import Layer, Wiring
 from isoflop.arch.spec.norms import LayerNorm, Norm, RmsNorm
@@ -67,6 +67,7 @@ __all__ = [
     "LongRopeScaling",
     "Norm",
     "Position",
+    "Projector",
     "QkNorm",
     "RelativeBias",
     "RelativeProjection",

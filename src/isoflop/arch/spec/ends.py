@@ -66,11 +66,41 @@ class Encoder:
 
 
 @dataclass(frozen=True, slots=True)
+class Projector:
+    """From a vision tower's tokens to the decoder's: `n_maps` linear maps, a GELU between two.
+
+    `merge` x `merge` patches make one token, `averaged` or else side by side in one vector.
+    `norm` is over the tower's width, before the maps; `d_hidden` is the width between them,
+    None the decoder's own.
+    """
+
+    n_maps: int = 2
+    bias: bool = True
+    norm: Norm | None = None
+    merge: int = 1
+    averaged: bool = False
+    d_hidden: int | None = None
+
+    def __post_init__(self) -> None:
+        rules = Rules(self).size("n_maps").size("merge")
+        if not rules.broken:
+            rules.must("n_maps", "is at most 16", self.n_maps <= 16)
+        if self.d_hidden is not None:
+            rules.size("d_hidden")
+        rules.close()
+
+
+#: A value, not a call: a frozen default may be shared.
+_PROJECTOR = Projector()
+
+
+@dataclass(frozen=True, slots=True)
 class VisionTower:
     """A vision transformer and the projector into the language model's width.
 
-    Patches of `patch` x `patch` pixels and `channels` colours; `class_token` adds one
-    trained token. The projector is `projector` linear maps, the first into d_model.
+    Patches of `patch` x `patch` pixels and `channels` colours (of each of several frames,
+    where a patch spans them); `class_token` adds one trained token. `positions` are trained,
+    one per token; without them the layers say where a patch stands.
     """
 
     d_model: int
@@ -80,15 +110,18 @@ class VisionTower:
     channels: int = 3
     class_token: bool = True
     patch_bias: bool = False
+    positions: bool = True
     pre_norm: Norm | None = None
     final_norm: Norm | None = None
-    projector: int = 2
-    projector_bias: bool = True
+    projector: Projector = _PROJECTOR
 
     def __post_init__(self) -> None:
         rules = Rules(self).size("d_model").size("image").size("patch").size("channels")
-        rules.size("projector")
         if not rules.broken:
             rules.divides("patch", "image")
+        if not rules.broken:
+            side = self.image // self.patch
+            rules.must("projector.merge", f"divides the image's {side} patches a side",
+                       side % self.projector.merge == 0)  # fmt: skip
         check_layers(rules, self.layers)
         rules.close()

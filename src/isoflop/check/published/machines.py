@@ -35,7 +35,7 @@ class Machine:
 
 JEAN_ZAY = "IDRIS, Jean Zay: four 100 Gbit/s Omni-Path links per node"
 
-#: The text of a `gpt_type` cell, as a pattern of its lower case -> the machine.
+#: The text of a `gpu_type` cell, as a pattern of its lower case -> the machine.
 MACHINES: dict[str, Machine] = {
     r"v100 (16|32)gb \(jean zay.*\)": Machine(r"v100-sxm-\1gb", 4, 12.5, JEAN_ZAY),
     r"a100 80gb sxm \(jean zay.*\)": Machine("a100-sxm-80gb", 8, 6.25, JEAN_ZAY),

@@ -18,7 +18,6 @@ from isoflop.check.published.score import Judged
 from isoflop.check.published.shapes import Skip
 from isoflop.check.published.table import Table
 from isoflop.count import (
-    BYTES_RUNTIME,
     KERNELS,
     TRAINING_STATES,
     Kernels,
@@ -28,6 +27,7 @@ from isoflop.count import (
     Shards,
     Trained,
     Workload,
+    bytes_runtime,
     finetune_memory,
     memory_inference,
     memory_rank,
@@ -62,7 +62,7 @@ class Result:
     def error_with_runtime(self) -> float:
         """With what each plan adds for the context, libraries and buffers of an accelerator."""
         assert self.published is not None
-        runtime = self.n_accelerators * float(BYTES_RUNTIME.value)
+        runtime = self.n_accelerators * float(bytes_runtime(self.stack).value)
         return (self.predicted + runtime) / self.published - 1
 
     @property
@@ -74,8 +74,15 @@ class Result:
     @property
     def in_range(self) -> bool:
         """Whether a plan's range, that of the runtime's memory, holds the published number."""
-        assert BYTES_RUNTIME.spread is not None
-        return self.missing in BYTES_RUNTIME.spread
+        spread = bytes_runtime(self.stack).spread
+        assert spread is not None
+        return self.missing in spread
+
+    @property
+    def stack(self) -> str:
+        """BigScience's runs, and Qwen's of all parameters, were on DeepSpeed."""
+        engine = self.family in ("bloom-tr11", "bigscience-v100") or self.group == "Full-parameter"
+        return "deepspeed" if engine else "pytorch"
 
 
 @cache
@@ -325,8 +332,9 @@ def _judged(row: Row, item: Result | tuple[Row, str]) -> Judged:
     )
     if item.kind == "formula":
         return judged
-    assert BYTES_RUNTIME.spread is not None
-    runtime, spread = float(BYTES_RUNTIME.value), BYTES_RUNTIME.spread
+    spread = bytes_runtime(item.stack).spread
+    assert spread is not None
+    runtime = float(bytes_runtime(item.stack).value)
     return replace(
         judged,
         predicted=item.predicted + item.n_accelerators * runtime,

@@ -35,6 +35,8 @@ ZOO = {
 
 #: Vocabularies that a table rounds.
 ROUNDED = {"~250k": 250_880}
+#: No size of a model is larger.
+LARGEST_SIZE = 10**7
 #: Megatron pads GPT-2's 50,257 to a multiple of 128 x 8.
 VOCAB_GPT = 51_200
 
@@ -90,13 +92,13 @@ def _zoo(name: str, seq_len: int) -> Arch:
 def _said(cells: Cells) -> dict[str, int]:
     """The sizes that the row states."""
     columns = ("layers", "hidden", "heads", "kv_heads", "ffn")
-    found = {c: cells.whole(c) for c in columns} | {"vocab": _vocab(cells)}
+    found = {c: cells.whole(c, LARGEST_SIZE) for c in columns} | {"vocab": _vocab(cells)}
     return {column: value for column, value in found.items() if value is not None}
 
 
 def _vocab(cells: Cells) -> int | None:
     rounded = ROUNDED.get(cells.text("vocab"))
-    return cells.whole("vocab") if rounded is None else rounded
+    return cells.whole("vocab", LARGEST_SIZE) if rounded is None else rounded
 
 
 def _has(arch: Arch, column: str) -> set[int]:

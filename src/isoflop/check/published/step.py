@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from isoflop.check.published.machines import read_cluster, read_compute, stack_of
-from isoflop.check.published.rates import Rate, seconds_step, stated_rates
+from isoflop.check.published.rates import PEAK, Rate, seconds_step, stated_rates
 from isoflop.check.published.shapes import Skip, read_arch
 from isoflop.check.published.table import Cells, Table, read_table, shown
 from isoflop.errors import InputError, Problem
@@ -128,28 +128,37 @@ def read_setting(cells: Cells) -> Setting | None:
     if cells.text("task").casefold() in ("lora", "qlora"):
         raise Skip("adapters are trained, which a Setting does not say")
     count, seq_len = cells.whole("num_gpus", MOST_CHIPS), cells.whole("seq_len", LARGEST_SEQ_LEN)
-    compute = read_compute(cells)
+    compute, recompute = read_compute(cells), read_recompute(cells)
     cluster = None if count is None else read_cluster(cells, "gpu_type", count)
     missing = [c for c in ("num_gpus", "seq_len") if not cells.text(c)]
     if missing:
         raise Skip(f"{' and '.join(missing)} not stated")
-    if cells.problems or cluster is None or count is None or seq_len is None or compute is None:
+    layout = None if count is None else read_layout(cells, count)
+    batch = None if layout is None else read_batch(cells, layout)
+    if cluster is None or layout is None or seq_len is None or compute is None or batch is None:
         return None
+    if PEAK.get(compute, compute) not in cluster.chip.peaks:
+        raise Skip(f"{cluster.chip.name} has no stated peak in {compute}")
     arch = read_arch(cells, seq_len)
-    layout = read_layout(cells, count)
-    batch = cells.whole("global_batch_seqs", LARGEST_BATCH)
-    if batch is None and not cells.text("global_batch_seqs"):
-        batch = _one_micro_batch(cells, layout)
-    if batch is None or cells.problems:
-        return None
-    recompute = cells.choice("recompute", {r: r for r in ("none", "selective", "full")})
+    return Setting(arch, cluster, layout, seq_len, batch, compute, recompute, stack_of(cells))
+
+
+def read_recompute(cells: Cells) -> Recompute:
+    """What is made again in backward; nothing where the cell is blank."""
+    said = cells.choice("recompute", {r: r for r in ("none", "selective", "full")})
     if not cells.text("recompute"):
         cells.assume("recompute: none")
-    return Setting(arch, cluster, layout, seq_len, batch, compute,
-                   cast(Recompute, recompute or "none"), stack_of(cells))  # fmt: skip
+    return cast(Recompute, said or "none")
 
 
-def _one_micro_batch(cells: Cells, layout: Layout) -> int:
+def read_batch(cells: Cells, layout: Layout) -> int | None:
+    """Sequences per step; one micro-batch per copy where only that is stated.
+
+    Raises:
+        Skip: neither is stated.
+    """
+    if cells.text("global_batch_seqs"):
+        return cells.whole("global_batch_seqs", LARGEST_BATCH)
     if not cells.text("micro_batch"):
         raise Skip("the global batch is not stated")
     cells.assume("global_batch_seqs: one micro-batch per copy")

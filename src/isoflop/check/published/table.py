@@ -101,8 +101,6 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             found = [(reader.line_num, row) for row in reader if row and row[0][:1] != "#"]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _refusal(path, "is a readable UTF-8 CSV file", str(error)) from None
-    except ValueError:  # what a path with a null character raises
-        raise _refusal(path, "is the path of a file") from None
     if not found:
         raise _refusal(path, "is a CSV file with a header row")
     return [name.strip() for name in found[0][1]], found[1:]

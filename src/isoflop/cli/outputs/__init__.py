@@ -23,6 +23,7 @@ OUTPUTS: dict[str, type[BaseModel]] = {
     "plan train": plans.PlanTrain,
     "plan serve": plans.PlanServe,
     "plan diff": plans.PlanDiff,
+    "plan budget": plans.PlanBudget,
     "laws": laws.Laws,
     "fit": laws.Fit,
     "predict": laws.Predict,

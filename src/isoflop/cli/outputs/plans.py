@@ -1,4 +1,4 @@
-"""JSON of plan train and plan serve."""
+"""JSON of plan train, plan serve and plan budget."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from isoflop.cli.outputs.base import Command, Interval, Node, Number, Out
+from isoflop.cli.outputs.laws import Law
 
 
 class Assumption(BaseModel):
@@ -176,6 +177,101 @@ class PlanTrain(Command):
     search: Search | None = None
 
 
+class ServeRow(Out):
+    """One server in a table beside a plan."""
+
+    batch: int
+    batch_max: int
+    tp: int
+    pp: int
+    seconds_first_tokens: float
+    seconds_per_token: float
+    tokens_per_second: float
+    tokens_per_second_copy: float
+    dollars_per_million_tokens: float
+    dollars_interval: Interval | None
+    share_weights: float
+
+
+class ServeAlternative(Out):
+    """The same model stored in another way; no plan where it does not fit."""
+
+    name: str
+    own: bool
+    params: int
+    bytes_weights: int
+    bytes_kv_per_token: float
+    accelerators_min: int
+    plan: ServeRow | None
+
+
+class ServeAttention(ServeAlternative):
+    """The same model with another attention."""
+
+    gain_by_bytes: float
+
+
+class ServeTables(Out):
+    batch: list[ServeRow]
+    quantization: list[ServeAlternative]
+    attention: list[ServeAttention]
+
+
+class Budget(Out):
+    kind: str
+    amount: float
+
+
+class OtherSize(Out):
+    """The same budget at another size, or why that cannot be."""
+
+    params: Number
+    tokens: int | None = None
+    loss: float | None = None
+    reason: str | None = None
+
+
+class PlanBudget(Command):
+    budget: Budget
+    cluster: dict[str, Any]
+    law: Law
+    model: str
+    params: int
+    tokens: int
+    loss: float
+    tokens_per_param: float
+    tokens_served: float
+    share_served: float
+    tokens_unique: float | None
+    epochs: float
+    flops: Number
+    accelerator_hours: float
+    days: float
+    energy_mwh: float
+    tonnes_co2e: float
+    dollars: float
+    goodput: float
+    failures: float
+    probability_of_failure: float
+    seconds_checkpoint_interval: float
+    bytes_per_accelerator: Number
+    days_limit: float | None
+    probability_in_time: float | None
+    extrapolation: float | None
+    half: OtherSize
+    double: OtherSize
+    seq_len: int
+    global_batch: int
+    precision: str
+    recompute: str
+    layout: Layout
+    n_idle: int
+    intervals: dict[str, Interval]
+    assumptions: list[Assumption]
+    breakdown: dict[str, Node]
+    spec: dict[str, Any]
+
+
 class PlanServe(Command):
     model: str
     cluster: dict[str, Any]
@@ -185,7 +281,12 @@ class PlanServe(Command):
     batch_max: int
     precision: str
     kv_precision: str
+    page: int | None
     precision_compute: str
+    ttft: float | None
+    tpot: float | None
+    missed: list[str]
+    notes: list[str]
     tp: int
     pp: int
     n_copies: int
@@ -195,6 +296,7 @@ class PlanServe(Command):
     shares: dict[str, float]
     bytes_per_accelerator: Number
     seconds_prefill: float
+    seconds_first_tokens: float
     seconds_per_token: float
     tokens_per_second: float
     tokens_per_second_decode: float
@@ -202,3 +304,4 @@ class PlanServe(Command):
     intervals: dict[str, Interval]
     assumptions: list[Assumption]
     breakdown: dict[str, Node]
+    tables: ServeTables

@@ -88,7 +88,7 @@ def vision_part(ground: Ground, tower: VisionTower, images: Expr) -> Part:
         *([] if tower.pre_norm is None else [norm_part(inside, "pre_norm", tower.pre_norm)]),
         *stack_parts(inside, tower.layers),
         *([] if tower.final_norm is None else [norm_part(inside, "final_norm", tower.final_norm)]),
-        _projector(inside, tower, rows, ground.D),
+        _projector(inside, tower, ground.D),
     ]
     return Part("vision", parts=tuple(parts))
 
@@ -97,20 +97,31 @@ def _token_parts(ground: Ground, tower: VisionTower, length: Expr) -> Iterator[P
     """The class token and a trained position for each token."""
     if tower.class_token:
         yield Part("class_token", (Weight("weight", (("embed", ground.D),)),))
-    size = ground.tokens * ground.D
-    table = Weight("weight", (("position", length), ("embed", ground.D)))
-    yield Part("positions", (table,), Pointwise("add", reads=2 * size, writes=size))
+    if tower.positions:
+        size = ground.tokens * ground.D
+        table = Weight("weight", (("position", length), ("embed", ground.D)))
+        yield Part("positions", (table,), Pointwise("add", reads=2 * size, writes=size))
 
 
-def _projector(ground: Ground, tower: VisionTower, rows: Expr, out: Expr) -> Part:
-    """`projector` maps with an activation between two; only patches go through it."""
-    parts: list[Part] = []
-    for i in range(tower.projector):
-        into = ("embed", out if i else ground.D)
+def _projector(ground: Ground, tower: VisionTower, out: Expr) -> Part:
+    """The maps, with an activation between two; only patches go through, merged ones together."""
+    how = tower.projector
+    side = tower.image // tower.patch // how.merge
+    name = "n_patches" if how.merge == 1 else "n_merged"
+    rows = ground.B * ground.scope(name, side**2, "tokens of an image that the decoder reads")
+    width = ground.D
+    if how.merge > 1 and not how.averaged:
+        merged = how.merge**2 * tower.d_model
+        width = ground.scope("d_merged", merged, "width of the patches merged into one token")
+    hidden = out if how.d_hidden is None else ground.scope("d_projector", how.d_hidden, "width between the maps")  # fmt: skip
+    widths = [width, *[hidden] * (how.n_maps - 1), out]
+    normed = rows if how.averaged else rows * how.merge**2
+    parts = [] if how.norm is None else [norm_part(ground, "norm", how.norm, rows=normed)]
+    for i in range(how.n_maps):
         if i:
-            hidden = rows * out
-            kept = (Saved("input", hidden),)
-            parts.append(Part(f"activation_{i}", (), Pointwise("gelu", hidden, hidden), kept))
-        name, model = f"linear_{i + 1}", ("model", out)
-        parts.append(linear(ground, name, into, model, bias=tower.projector_bias, rows=rows))
+            size = rows * widths[i]
+            kept = (Saved("input", size),)
+            parts.append(Part(f"activation_{i}", (), Pointwise("gelu", size, size), kept))
+        into, model = ("embed", widths[i]), ("model", widths[i + 1])
+        parts.append(linear(ground, f"linear_{i + 1}", into, model, bias=how.bias, rows=rows))
     return Part("projector", parts=tuple(parts))

@@ -58,7 +58,7 @@ def search(
     >>> small = gpt("gpt2", d_model=768, n_layers=12, n_heads=12, vocab_size=50257, max_seq_len=1024)
     >>> ask = TrainAsk(Work(small, 10**10, 1024), parse_cluster("8xa100-sxm-80gb"), 512)
     >>> found = search(ask, recompute_too=False)
-    >>> found.best.layout.n_accelerators, found.counters.evaluated > 1000
+    >>> found.best.layout.n_accelerators, found.counters.evaluated > 100
     (8, True)
     """
     kept = limits or Limits()

@@ -1,0 +1,157 @@
+"""Goodput: the share of wall time that advances training, under failures and checkpoints.
+
+Failures strike at random, at a constant rate. Between them a run trains for an interval,
+stalls while a checkpoint is taken, and goes on; the checkpoint counts once it is written,
+`seconds_lag` after the stall. A failure loses what was trained since the state of the last
+checkpoint that counts, and the time of the restart. With M the mean time between failures
+of the whole run, tau the interval, delta the stall, l the lag and R the restart,
+
+    goodput = tau e^(-(R + l) / M) / (M (e^((tau + delta) / M) - 1)).
+
+Blocking checkpoints have no lag; that is Daly 2006 (Future Generation Computer Systems 22,
+303), equation 20. With a lag: an attempt that follows a failure must last l longer before its
+first checkpoint counts, so the mean number of checkpoints per failure is e^(-l / M) as large.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from isoflop.errors import InputError, Problem
+from isoflop.plan.assumed import (
+    HOST_RATE,
+    HOURS_BETWEEN_FAILURES,
+    SECONDS_RESTART,
+    STORAGE_RATE,
+)
+from isoflop.quantity import Basis, Expr, Interval, Symbol, expm1, maximum, number, sqrt, where
+from isoflop.quantity.basis import NORMAL_90
+
+#: How lucky a run is with its failures: the number of standard deviations above the mean.
+LUCK = Symbol(
+    "failure_luck",
+    0,
+    Basis.MODELLED,
+    Interval(-NORMAL_90, NORMAL_90),
+    meaning="chance in the number and the moments of failures, in standard deviations",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """How a run goes on between failures; every field in seconds.
+
+    between_failures: mean, of the whole run. interval: training from one checkpoint to the
+    next. stall: training waits for each checkpoint. lag: from the end of the stall until the
+    checkpoint is safe. restart: from a failure until training goes on.
+
+    >>> hour = Rhythm(number(8 * 3600), number(1800), number(60), number(0), number(600))
+    >>> round(hour.goodput.value, 3)
+    0.918
+    """
+
+    between_failures: Expr
+    interval: Expr
+    stall: Expr
+    lag: Expr
+    restart: Expr
+
+    @property
+    def goodput(self) -> Expr:
+        """Share of wall time that advances training, in the mean over long runs."""
+        M, period = self.between_failures, self.interval + self.stall
+        survives = 1 + expm1(-1 * (self.restart + self.lag) / M)
+        return self.interval * survives / (M * expm1(period / M))
+
+    def seconds_wall(self, seconds_training: Expr) -> Expr:
+        """Wall time of a run that trains for `seconds_training`, chance included.
+
+        The middle is `seconds_training` over goodput. Chance is that of a compound Poisson
+        process, taken as normal: each failure costs the restart, the lag and a uniform share
+        of a period. First order: right where failures are many and much rarer than checkpoints.
+        """
+        mean = seconds_training / self.goodput
+        fixed, period = self.restart + self.lag, self.interval + self.stall
+        square = fixed * fixed + fixed * period + period * period / 3
+        return mean + LUCK * sqrt(mean / self.between_failures * square)
+
+    def failures(self, seconds_wall: Expr) -> Expr:
+        """Expected number of failures in `seconds_wall`."""
+        return seconds_wall / self.between_failures
+
+    def probability_of_failure(self, seconds_wall: Expr) -> Expr:
+        """The probability of at least one failure."""
+        return -1 * expm1(-1 * self.failures(seconds_wall))
+
+
+def interval_young(stall: Expr, between_failures: Expr) -> Expr:
+    """The best checkpoint interval to first order (Young 1974, CACM 17, 530).
+
+    >>> round(interval_young(number(30), number(2.8 * 3600)).value)
+    778
+    """
+    return sqrt(2 * stall * between_failures)
+
+
+def interval_daly(stall: Expr, between_failures: Expr) -> Expr:
+    """The best checkpoint interval to higher order (Daly 2006, equation 37).
+
+    >>> round(interval_daly(number(30), number(2.8 * 3600)).value)
+    758
+    """
+    half = stall / (2 * between_failures)
+    best = interval_young(stall, between_failures) * (1 + sqrt(half) / 3 + half / 9) - stall
+    return where(2 * between_failures - stall, best, between_failures)
+
+
+def rhythm(
+    bytes_checkpoint: Expr,
+    n_accelerators: Symbol,
+    *,
+    blocking: bool = False,
+    hours_between_failures: Symbol = HOURS_BETWEEN_FAILURES,
+    seconds_restart: Symbol = SECONDS_RESTART,
+) -> Rhythm:
+    """The rhythm of a run whose accelerators each write their part of a checkpoint.
+
+    `hours_between_failures` is for one accelerator: a run stops where any of them does. A
+    checkpoint is copied to the host's memory while training waits, and written from there
+    while it goes on; `blocking` makes training wait for storage. The interval is Daly's, and
+    no shorter than a write takes.
+
+    >>> run = rhythm(number(5.7e12), Symbol("n_accelerators_used", 16384))
+    >>> round(float(run.between_failures.value) / 3600, 2), round(run.goodput.value, 2)
+    (2.75, 0.93)
+    """
+    part = bytes_checkpoint / n_accelerators
+    between = 3600 * hours_between_failures / n_accelerators
+    write = part / STORAGE_RATE
+    stall, lag = (write, number(0)) if blocking else (part / HOST_RATE, write)
+    interval = maximum(interval_daly(stall, between), lag)
+    return Rhythm(between, interval, stall, lag, seconds_restart)
+
+
+def slowdown_stragglers(n_accelerators: int, deviation: Expr) -> Expr:
+    """How much longer a step takes because it waits for the slowest of `n_accelerators`.
+
+    `deviation` is the standard deviation of one accelerator's time over its mean, taken as
+    normal; the largest of n is Blom's approximation (Blom 1958). For the time of one healthy
+    accelerator only: a step measured on a whole cluster holds its stragglers already.
+
+    Raises:
+        InputError: `n_accelerators` is below 1.
+
+    >>> round(slowdown_stragglers(1024, number(0.01)).value, 3)
+    1.032
+    """
+    if n_accelerators < 1:
+        raise InputError("stragglers", [Problem("n_accelerators", n_accelerators, "is at least 1")])
+    rank = (n_accelerators - 0.375) / (n_accelerators + 0.25)
+    slowest = Symbol(
+        "slowest_of_all",
+        NormalDist().inv_cdf(rank),
+        Basis.MODELLED,
+        meaning=f"mean of the largest of {n_accelerators} standard normal values",
+    )
+    return 1 + slowest * deviation

@@ -1,0 +1,239 @@
+"""From a budget to a model: how large, on how much data, in how long, at what risk.
+
+Money buys accelerator-hours; failures and checkpoints leave a share of them (goodput.py); a
+plan of the model at hand says what tokens an hour trains (train.py); a law says what size
+makes the best of it; and the size changes what an hour trains. The loop is run until the
+size stays; then, since hours train more FLOPs of some sizes than of others, neighbours are
+tried as long as the loss falls. Everything derived comes from the exact count of a concrete spec, not from the
+round number that the law asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from isoflop.arch import Arch
+from isoflop.count import params
+from isoflop.count.params import CONVENTIONS
+from isoflop.count.shape import shape
+from isoflop.errors import Infeasible, InputError
+from isoflop.laws import Spread, spread_of
+from isoflop.laws.form import FLOPS_PER_PARAM_TOKEN
+from isoflop.plan.assumed import HOURS_BETWEEN_FAILURES, SECONDS_RESTART, choose
+from isoflop.plan.budget import Ask, BudgetPlan, Choice, Refused
+from isoflop.plan.goodput import Rhythm, rhythm
+from isoflop.plan.shard import Recompute
+from isoflop.plan.train import RECOMPUTES, TrainPlan, plan_train
+from isoflop.plan.work import STATES
+from isoflop.quantity import Interval, Symbol
+
+#: Share of the peak that the first guess of a model's size supposes; the loop forgets it.
+FIRST_UTILIZATION = 0.4
+#: Rounds of the loop; it ends far earlier, when a size comes again.
+MOST_ROUNDS = 16
+#: From one size to the next that is tried around the loop's.
+STEP = 1.2
+#: How often the size is halved in search of one that fits.
+MOST_HALVINGS = 12
+
+
+def plan_budget(ask: Ask) -> BudgetPlan:
+    """The model that a budget is best spent on, and the plan of its run.
+
+    Raises:
+        InputError: no spec of that size, or a plan that is refused.
+        Infeasible: the best size does not fit the cluster; what does is in the message.
+
+    >>> from isoflop.hardware import parse_cluster
+    >>> from isoflop.laws import find_law
+    >>> ask = Ask("flops", 1e21, parse_cluster("64xh100-sxm"), find_law("besiroglu-2024"))
+    >>> plan = plan_budget(ask)
+    >>> round(plan.chosen.n_params / 1e9, 1), round(plan.chosen.loss, 1)
+    (2.8, 2.3)
+    """
+    chosen = _settle(ask)
+    spread = spread_of(ask.law)
+    return BudgetPlan(
+        ask=ask,
+        chosen=chosen,
+        half=_try(ask, chosen.n_params / 2, 2 * chosen.tokens),
+        double=_try(ask, chosen.n_params * 2, chosen.tokens / 2),
+        loss_interval=_loss_interval(spread, ask, chosen),
+        params_interval=_params_interval(spread, ask, chosen),
+        extrapolation=None if spread is None else chosen.flops / spread.flops_largest,
+    )
+
+
+def _loss_interval(spread: Spread | None, ask: Ask, chosen: Choice) -> Interval | None:
+    if spread is None:
+        return None
+    n, d = chosen.n_law, chosen.tokens
+    return spread.interval_of_run(lambda law: ask.demand.loss(law, n, d))
+
+
+def _params_interval(spread: Spread | None, ask: Ask, chosen: Choice) -> Interval | None:
+    if spread is None:
+        return None
+    middle = ask.demand.optimum(ask.law, chosen.flops).params
+    return spread.interval(
+        lambda law: ask.demand.optimum(law, chosen.flops).params / middle * chosen.n_params
+    )
+
+
+# --- the loop ---------------------------------------------------------------------------------
+
+
+def _settle(ask: Ask) -> Choice:
+    """The size with the lowest loss, from where the law and the plan agree."""
+    seen: dict[int, Choice] = {}
+    guess = ask.demand.optimum(ask.law, _first_flops(ask))
+    n_params, tokens = guess.params, guess.tokens
+    for _ in range(MOST_ROUNDS):
+        choice = _fitting(ask, n_params, tokens)
+        if choice.n_params in seen:
+            break
+        seen[choice.n_params] = choice
+        wanted = ask.demand.optimum(ask.law, choice.flops).params
+        n_params, tokens = wanted * choice.n_params / choice.n_law, choice.tokens
+    best = min(seen.values(), key=lambda c: c.loss)
+    return _exactly(ask, _climb(ask, _climb(ask, best, STEP), 1 / STEP))
+
+
+def _climb(ask: Ask, best: Choice, factor: float) -> Choice:
+    """The last of ever larger (or smaller) sizes that lowers the loss."""
+    while True:
+        other = _try(ask, best.n_params * factor, best.tokens / factor)
+        if isinstance(other, Refused) or other.loss >= best.loss:
+            return best
+        best = other
+
+
+def _first_flops(ask: Ask) -> float:
+    hours, chip = ask.hours, ask.cluster.chip
+    if hours is None:
+        return ask.amount
+    return 3600 * hours * float(chip.peak(ask.precision).value) * FIRST_UTILIZATION
+
+
+def _exactly(ask: Ask, choice: Choice) -> Choice:
+    """The choice with the run of just its tokens; the search planned about as many."""
+    batch, recompute = choice.run.ask.global_batch, choice.run.ask.work.recompute
+    return replace(choice, run=_plan(ask, choice.arch, choice.tokens, batch, recompute))
+
+
+def _try(ask: Ask, n_params: float, tokens: float) -> Choice | Refused:
+    """Another size, or why not."""
+    try:
+        return _choice(ask, n_params, tokens)
+    except (Infeasible, InputError) as error:
+        return Refused(n_params, str(error).splitlines()[0])
+
+
+def _fitting(ask: Ask, n_params: float, tokens: float) -> Choice:
+    """The choice of a size; where it cannot be had, say which can."""
+    try:
+        return _choice(ask, n_params, tokens)
+    except Infeasible as error:
+        help_ = "; ".join(_helps(ask, n_params, tokens))
+        raise Infeasible(f"{error}\nwhat would help: {help_}") from None
+
+
+def _helps(ask: Ask, n_params: float, tokens: float) -> Iterator[str]:
+    yield "more accelerators, or ones with more memory"
+    smaller = (_try(ask, n_params / 2**k, tokens) for k in range(1, MOST_HALVINGS + 1))
+    fits = next((choice for choice in smaller if isinstance(choice, Choice)), None)
+    if fits is not None:
+        yield f"a smaller model: {fits.n_params:,} parameters fit, at a loss of {fits.loss:.3f}"
+
+
+def _choice(ask: Ask, n_params: float, tokens: float) -> Choice:
+    """About `n_params` parameters under the budget; `tokens` is about how many it will see.
+
+    Raises:
+        Infeasible: it does not fit, or serving takes the whole budget.
+    """
+    arch = shape(n_params, family=ask.family, vocab_size=ask.vocab_size, max_seq_len=ask.seq_len)
+    tree = params(arch)
+    count = int(tree.value)
+    convention = CONVENTIONS.get(ask.law.params_convention, CONVENTIONS["total"])
+    batch = ask.global_batch or sequences_per_step(tokens, ask.seq_len, ask.cluster.count)
+    run = _least_recompute(ask, arch, max(1, int(tokens)), batch)
+    beat = _rhythm(ask, run, count)
+    flops = _flops(ask, count, run, beat)
+    trained = int(ask.demand.tokens(count, flops))
+    if trained < 1:
+        raise Infeasible(f"{arch.name}: serving takes the whole budget, nothing is left to train")
+    n_law = float(convention.count(tree).value)
+    loss = ask.demand.loss(ask.law, n_law, trained)
+    return Choice(arch, count, n_law, trained, loss, flops, run, beat)
+
+
+def _flops(ask: Ask, n_params: int, run: TrainPlan, beat: Rhythm) -> float:
+    """What the budget comes to at the rate of `run`, 6 per parameter and token."""
+    hours = ask.hours
+    if hours is None:
+        return ask.amount
+    wall_hours = 24 * float(run.days.value) / float(beat.goodput.value)
+    per_token = wall_hours * ask.cluster.count / run.ask.work.tokens
+    return FLOPS_PER_PARAM_TOKEN * n_params * hours / per_token
+
+
+def _rhythm(ask: Ask, run: TrainPlan, n_params: int) -> Rhythm:
+    """Checkpoints hold the weights, their fp32 copies and Adam's two moments."""
+    state = STATES[run.ask.precision]
+    per_param = Symbol("bytes_checkpoint_per_param", state.weights + state.master + 8)
+    used = Symbol("n_accelerators_used", run.layout.n_accelerators)
+    return rhythm(
+        per_param * Symbol("n_params", n_params),
+        used,
+        hours_between_failures=choose(HOURS_BETWEEN_FAILURES, ask.mtbf_hours),
+        seconds_restart=choose(SECONDS_RESTART, ask.seconds_restart),
+    )
+
+
+def _least_recompute(ask: Ask, arch: Arch, tokens: int, batch: int) -> TrainPlan:
+    """The plan that recomputes least and fits."""
+    *tried, last = RECOMPUTES if ask.recompute is None else (ask.recompute,)
+    for recompute in tried:
+        try:
+            return _plan(ask, arch, tokens, batch, recompute)
+        except Infeasible:
+            continue
+    return _plan(ask, arch, tokens, batch, last)
+
+
+def _plan(ask: Ask, arch: Arch, tokens: int, batch: int, recompute: Recompute) -> TrainPlan:
+    """The one place where a budget asks for a run's time, memory and energy."""
+    return plan_train(
+        arch,
+        tokens,
+        ask.cluster,
+        seq_len=ask.seq_len,
+        global_batch=batch,
+        precision=ask.precision,
+        recompute=recompute,
+        mfu=ask.mfu,
+        tflops=ask.tflops,
+        price=ask.price,
+        watts=ask.watts,
+        pue=ask.pue,
+        carbon=ask.carbon,
+    )
+
+
+def sequences_per_step(tokens: float, seq_len: int, n_accelerators: int) -> int:
+    """A batch of about 0.58 D^0.571 tokens, in sequences that share evenly over a cluster.
+
+    The batch that trains best grows with the tokens seen, whatever the size (Step Law, Li
+    2025, 2503.04715, equation 1). Taken to the nearest multiple of the accelerators, or, where
+    they are more than the sequences, down to a divisor of their number.
+
+    >>> sequences_per_step(15.6e12, 8192, 2048), sequences_per_step(1e11, 4096, 1000)
+    (2048, 250)
+    """
+    wanted: float = 0.5807 * tokens**0.5709 / seq_len
+    if wanted >= n_accelerators:
+        return n_accelerators * round(wanted / n_accelerators)
+    divisors = [d for d in range(1, n_accelerators + 1) if n_accelerators % d == 0]
+    return max(d for d in divisors if d <= max(1.0, wanted))
