@@ -389,7 +389,10 @@ def test_sharding_never_adds_memory(
     after = replace(before, **{field: grown})
     job = Trained(arch, Workload.train(2, 16), STATE, recompute, rules)
     held, less = (parts(memory_rank(job, way, n_micro=4)) for way in (before, after))
-    assert all(less[name] <= held[name] * (1 + 1e-12) for name in held)
+    # Experts that one rank alone held are gathered once several share them.
+    gathers = moe and before.zero == 3 and before.dp * before.cp == before.ep
+    names = [name for name in held if not (gathers and name == "bytes_gathered")]
+    assert all(less[name] <= held[name] * (1 + 1e-12) for name in names)
 
 
 def test_ranks_of_a_split_model_hold_it_once() -> None:

@@ -14,6 +14,7 @@ from isoflop.arch import Arch, gpt, llama
 from isoflop.arch.zoo import entry
 from isoflop.check.calibrate_stack import calibrate_stack
 from isoflop.check.step_fit import Problem, Row, fit
+from isoflop.check.step_formula import formula_of
 from isoflop.errors import InputError, UnknownName
 from isoflop.hardware import Cluster, find
 from isoflop.hardware.fitted import PRIORS, Beliefs, shipped
@@ -271,6 +272,30 @@ def made_rows(beliefs: Beliefs, stack: str = "megatron-2021") -> list[Row]:
         for chip, b in (("a100-sxm-80gb", 64), ("v100-sxm-32gb", 32))
     ]
     return [Row(job, seconds(job, beliefs), "made") for job in jobs]
+
+
+def test_a_fits_derivatives_are_those_of_its_distances() -> None:
+    problem = Problem(made_rows(PRIORS))
+    which = range(len(problem.rows))
+    names = problem.names(which)
+    z = np.linspace(-0.4, 0.5, len(names))  # not 0: ranges have two sides
+
+    def logs(z: np.ndarray) -> np.ndarray:
+        return np.log(problem.seconds(problem.values(dict(zip(names, z, strict=True))), which))
+
+    sides = [(logs(z + 1e-5 * e), logs(z - 1e-5 * e)) for e in np.eye(len(names))]
+    expected = np.stack([(more - less) / 2e-5 for more, less in sides], axis=1)
+    assert problem.slopes(names, z, which) == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_judged_is_what_is_printed() -> None:
+    setting = a_setting(Layout(tp=2, pp=2, dp=2, zero=1), global_batch=64)
+    node, judged = step_time(setting), formula_of(setting).predict(shipped())
+    assert judged.value == pytest.approx(float(node.value), rel=1e-12)
+    assert judged.interval is not None
+    assert node.interval is not None
+    assert judged.interval.low == pytest.approx(node.interval.low, rel=1e-9)
+    assert judged.interval.high == pytest.approx(node.interval.high, rel=1e-9)
 
 
 def test_a_fit_to_its_own_priors_moves_nothing() -> None:

@@ -10,19 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from isoflop.arch import Experts
+from isoflop.check.step_formula import Array, formula_of
 from isoflop.hardware.fitted import PRIORS, SOURCE, Beliefs
 from isoflop.plan.setting import Setting
-from isoflop.plan.step import step_time
 from isoflop.quantity import Symbol
 from isoflop.quantity.basis import NORMAL_90
-from isoflop.quantity.compile import compile_expressions
 
 #: What rows may move: the rest is left at benchmarks of its own, or no row identifies it.
 MOVED = ("share_", "serial_", "residual_", "seconds_host_experts_", "share_sorting_")
@@ -41,8 +38,6 @@ MOST = {"share_matmul_": 1.0, "share_shown_": 1.0}
 #: Residuals of stacks are held closer to 1 than their ranges say, so that the level of all is
 #: the constants', and an unseen stack is predicted at the mean of those seen.
 TIGHTER = {"residual_": 1.6}
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +72,8 @@ class Fitted:
     errors: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Compiled:
-    run: Callable[..., tuple[Any, ...]]
-    names: tuple[str, ...]
-
-
 class Problem:
-    """Rows compiled over the numbers that a fit moves, priors beside them."""
+    """Measured steps as formulas over the numbers that a fit moves, priors beside them."""
 
     def __init__(
         self,
@@ -95,21 +84,43 @@ class Problem:
         self.rows = tuple(rows)
         self.beliefs = beliefs
         self.moved = moves if moved is None else moved
-        self.priors: dict[str, Symbol] = {}
-        self.compiled = [self._compile(row) for row in self.rows]
-
-    def _compile(self, row: Row) -> _Compiled:
-        formula = step_time(row.setting, self.beliefs).total
-        found = {n: s for n, s in formula.symbols().items() if s.spread and self.moved(n)}
-        self.priors.update(found)
-        return _Compiled(compile_expressions([formula], list(found)), tuple(found))
+        self.formulas = [formula_of(row.setting) for row in self.rows]
+        symbols = [formula.symbols(beliefs) for formula in self.formulas]
+        self.priors = {n: s for own in symbols for n, s in own.items() if self.moved(n)}
+        # By row, for a link's latency is another number on another chip.
+        self.fixed = [
+            {n: float(s.value) for n, s in own.items() if n not in self.priors} for own in symbols
+        ]
 
     def seconds(self, values: Mapping[str, float], which: Sequence[int]) -> Array:
-        chosen = (self.compiled[i] for i in which)
-        return np.array([float(c.run(*(values[n] for n in c.names))[0]) for c in chosen])
+        """Predicted seconds of the rows `which`."""
+        return np.array(
+            [float(self.formulas[i].seconds({**self.fixed[i], **values})) for i in which]
+        )
+
+    def slopes(
+        self, names: Sequence[str], z: Array, which: Sequence[int], step: float = 1e-6
+    ) -> Array:
+        """Derivatives of the logarithm of seconds by each number's z, a row per step."""
+        here = [at(self.priors[name], x) for name, x in zip(names, z, strict=True)]
+        there = [at(self.priors[name], x + step) for name, x in zip(names, z, strict=True)]
+        out = np.zeros((len(which), len(names)))
+        columns = {name: i for i, name in enumerate(names)}
+        known = dict(zip(names, here, strict=True))
+        for row, i in enumerate(which):
+            own = [n for n in self.formulas[i].names if n in columns]
+            values: dict[str, float | Array] = {**self.fixed[i], **known}
+            for k, name in enumerate(own, start=1):
+                moved = np.full(len(own) + 1, here[columns[name]])
+                moved[k] = there[columns[name]]
+                values[name] = moved
+            logs = np.log(self.formulas[i].seconds(values))
+            if own:
+                out[row, [columns[n] for n in own]] = (logs[1:] - logs[0]) / step
+        return out
 
     def names(self, which: Sequence[int]) -> list[str]:
-        return sorted({n for i in which for n in self.compiled[i].names})
+        return sorted({n for i in which for n in self.formulas[i].names if n in self.priors})
 
     def values(self, z: Mapping[str, float]) -> dict[str, float]:
         return {name: at(s, z.get(name, 0.0)) for name, s in self.priors.items()}
@@ -142,12 +153,19 @@ def fit(problem: Problem, which: Sequence[int] | None = None) -> Fitted:
     weight = _weights(rows)
     hold = np.array([_held(name) if problem.beliefs is PRIORS else 1.0 for name in names])
 
-    def residuals(z: Array) -> Array:
+    def distances(z: Array) -> Array:
         values = problem.values(dict(zip(names, z, strict=True)))
-        off = (np.log(problem.seconds(values, which)) - measured) / spread
-        return np.concatenate([weight * off / np.sqrt(1 + np.abs(off) / 4), hold * z])
+        away: Array = (np.log(problem.seconds(values, which)) - measured) / spread
+        return away
 
-    found = least_squares(residuals, np.zeros(len(names)), max_nfev=60)
+    def residuals(z: Array) -> Array:
+        return np.concatenate([weight * robust(distances(z)), hold * z])
+
+    def jacobian(z: Array) -> Array:
+        outer = weight * robust_slope(distances(z)) / spread
+        return np.vstack([outer[:, None] * problem.slopes(names, z, which), np.diag(hold)])
+
+    found = least_squares(residuals, np.zeros(len(names)), jacobian, max_nfev=60)
     deviation = np.sqrt(np.diag(np.linalg.inv(found.jac.T @ found.jac)))
     deviation = np.minimum(deviation, 1.0)
     z = dict(zip(names, found.x, strict=True))
@@ -163,6 +181,19 @@ def fit(problem: Problem, which: Sequence[int] | None = None) -> Fitted:
         {n: float(1 - d**2) for n, d in zip(names, deviation, strict=True)},
         tuple(map(float, np.expm1(off))),
     )
+
+
+def robust(off: Array) -> Array:
+    """A residual that grows as a root far out: single odd rows move little."""
+    grown: Array = off / np.sqrt(1 + np.abs(off) / 4)
+    return grown
+
+
+def robust_slope(off: Array) -> Array:
+    """The derivative of `robust`."""
+    inside = 1 + np.abs(off) / 4
+    slope: Array = (inside - np.abs(off) / 8) / inside**1.5
+    return slope
 
 
 def _held(name: str) -> float:

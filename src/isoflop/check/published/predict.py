@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeAlias, cast
@@ -17,17 +18,19 @@ from isoflop.check.published.rates import PEAK
 from isoflop.check.published.score import quantile
 from isoflop.check.published.step import Measured
 from isoflop.check.step_fit import Problem, Row, fit
+from isoflop.check.step_formula import Predicted, formula_of
 from isoflop.count import FLOPS_CONVENTIONS, Precision, Workload, flops_forward, flops_training
 from isoflop.count.memory_saved import Recompute
+from isoflop.errors import InputError
 from isoflop.hardware.chip import Precision as Format
+from isoflop.hardware.fitted import shipped
 from isoflop.plan.assumed import UTILIZATION
 from isoflop.plan.roofline import Rates, Stored, seconds_forward
 from isoflop.plan.setting import Setting
-from isoflop.plan.step import step_time
 from isoflop.quantity import Basis, Interval, Node, Symbol, leaf
 
 #: Seconds of a step with their range; InputError where the setting cannot be predicted.
-Predictor: TypeAlias = Callable[[Setting], Node]
+Predictor: TypeAlias = Callable[[Setting], Node | Predicted]
 #: A predictor whose constants were chosen on the rows given and on no others.
 Refit: TypeAlias = Callable[[Sequence[Measured]], Predictor]
 #: Seconds of a step at full rate.
@@ -178,20 +181,24 @@ def best_share(reached: Sequence[float]) -> float:
     return ordered[-1]
 
 
-def operators(setting: Setting) -> Node:
+def operators(setting: Setting) -> Predicted:
     """The step-time model as shipped (plan/step.py)."""
-    return step_time(setting)
+    return formula_of(setting).predict(shipped())
 
 
 def refit_operators(rows: Sequence[Measured]) -> Predictor:
     """The step-time model with its uncertain numbers fitted to the rows given alone."""
-    known = [
-        Row(row.setting, row.measured_seconds, row.family)
-        for row in rows
-        if row.setting is not None and row.measured_seconds is not None
-    ]
-    beliefs = fit(Problem(known)).beliefs
-    return lambda setting: step_time(setting, beliefs)
+    beliefs = fit(Problem([row for measured in rows for row in _known(measured)])).beliefs
+    return lambda setting: formula_of(setting).predict(beliefs)
+
+
+def _known(row: Measured) -> Iterator[Row]:
+    """The row, if its setting has a formula: judging says why where it has none."""
+    if row.setting is None or row.measured_seconds is None:
+        return
+    with suppress(InputError):
+        formula_of(row.setting)
+        yield Row(row.setting, row.measured_seconds, row.family)
 
 
 #: What the command judges, and how it is refitted when a source is left out.
