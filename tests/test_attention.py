@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoflop.attention import attention, choose_backend, multi_head_attention
+from isoflop.attention import attention, explain_dispatch, multi_head_attention
 from isoflop.errors import InputError, UnknownName
 
-BACKENDS = ("reference", "sdpa", "auto")
+BACKENDS = ("reference", "blockwise", "sdpa", "auto")
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +158,7 @@ def test_a_mask_hides_keys_and_joins_the_causal_triangle(backend, causal, kind):
     given_mask = mask if kind == "bool" else torch.zeros(mask.shape).double()
     if kind == "float":
         given_mask = given_mask.masked_fill(~mask, -math.inf)
-    got = attention(q, k, v, causal=causal, mask=given_mask, backend=backend)
+    got = attention(q, k, v, causal=causal, bias=given_mask, backend=backend)
     seen = mask.tril() if causal else mask
     for b, t in itertools.product(range(2), range(5)):
         keys = seen[b, 0, t].nonzero()[:, 0]
@@ -176,7 +176,7 @@ def test_an_added_mask_is_added_to_the_scaled_scores(backend):
     scores = torch.einsum("btnh,bsnh->bnts", q, k) * 0.7 + bias
     expected = torch.einsum("bnts,bsnh->btnh", scores.softmax(-1), v)
     assert_equal(
-        [attention(q, k, v, causal=False, mask=bias, scale=0.7, backend=backend)], [expected], 1e-12
+        [attention(q, k, v, causal=False, bias=bias, scale=0.7, backend=backend)], [expected], 1e-12
     )
 
 
@@ -212,20 +212,6 @@ def test_dropout_drops_its_share_of_weights_and_keeps_the_mean(backend):
     # Each output is a mean of 400 draws of 4/3 or 0: deviation 0.029, of the mean 0.0014.
     assert 0.01 < out.std() < 0.05
     assert abs(out.mean() - 1) < 0.01
-
-
-def test_a_softcap_is_computed_by_the_reference_and_says_why():
-    choice = choose_backend(softcap=20.0)
-    assert choice.backend == "reference"
-    assert "softcap" in choice.reason
-    assert choose_backend().backend == "sdpa"
-    with pytest.raises(InputError, match=r"softcap=20\.0"):
-        choose_backend("sdpa", softcap=20.0)
-
-
-def test_an_unknown_backend_names_the_near_ones():
-    with pytest.raises(UnknownName, match="did you mean sdpa"):
-        choose_backend("sdp")
 
 
 def test_every_wrong_option_is_listed_at_once():
