@@ -42,7 +42,7 @@ def read_options(
     packed = None
     if q_BTNH.dim() == k_BSKH.dim() == v_BSKH.dim() == 4:
         problems += _tensors(q_BTNH, k_BSKH, v_BSKH)
-        problems += _per_head(q_BTNH, sinks.logits_N, alibi)
+        problems += _per_head(q_BTNH, sinks.logits, alibi)
         wrong = list(_sequences(q_BTNH, k_BSKH, cu_seqlens))
         packed = None if wrong else _packed(cu_seqlens)
         problems += wrong or _pairs(q_BTNH, k_BSKH, packed, bias, block_mask)
@@ -58,7 +58,7 @@ def read_options(
         window=window,
         sinks=sinks,
         softcap=softcap,
-        alibi_N=alibi,
+        alibi=alibi,
         bias=bias,
         block_mask=block_mask,
         packed=packed,
@@ -71,7 +71,7 @@ def _sinks(sinks: int | Tensor | Sinks | None) -> Sinks:
     if isinstance(sinks, Sinks):
         return sinks
     if isinstance(sinks, Tensor):
-        return Sinks(logits_N=sinks)
+        return Sinks(logits=sinks)
     return Sinks() if sinks is None else Sinks(tokens=sinks)
 
 
@@ -138,7 +138,11 @@ def _sequences(
     pair = cu_seqlens if isinstance(cu_seqlens, tuple) else (cu_seqlens, cu_seqlens)
     for bounds, x in zip(pair, (q_BTNH, k_BSKH), strict=True):
         places = [] if bounds.dim() != 1 or bounds.is_floating_point() else bounds.tolist()
-        if len(places) < 2 or places != sorted(places) or (places[0], places[-1]) != (0, x.shape[1]):
+        if (
+            len(places) < 2
+            or places != sorted(places)
+            or (places[0], places[-1]) != (0, x.shape[1])
+        ):
             rule = f"are whole numbers that rise from 0 to the {x.shape[1]} tokens"
             yield Problem("cu_seqlens", places or tuple(bounds.shape), rule)
     if len(pair[0]) != len(pair[1]):
@@ -181,7 +185,11 @@ def _pairs(
         return
     whole[2:] = [-(-n // block_mask.size) for n in (n_queries, n_keys)]
     seen = block_mask.seen
-    if seen.dtype != torch.bool or not _broadcasts(seen, whole) or list(seen.shape[-2:]) != whole[2:]:
+    if (
+        seen.dtype != torch.bool
+        or not _broadcasts(seen, whole)
+        or list(seen.shape[-2:]) != whole[2:]
+    ):
         rule = f"is boolean and broadcasts to [batch, heads, blocks, blocks] = {whole}"
         yield Problem("block_mask.seen", tuple(seen.shape), rule)
 

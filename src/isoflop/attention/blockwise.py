@@ -10,6 +10,7 @@ R = T * G packed rows (tiles.py says why).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,13 +30,12 @@ def attend(
     k_BSKH: Tensor,
     v_BSKH: Tensor,
     options: Options,
-    tile: tuple[int, int] = (ROWS, WIDTH),
+    tile: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `reference.attend`; softmax in float32 at least. `tile`: rows and keys at a time."""
-    out_BTNH, lse_BTN = _Blockwise.apply(
-        q_BTNH, k_BSKH, v_BSKH, options.sinks.logits_N, options.bias, options, tile
-    )
-    return out_BTNH, lse_BTN
+    tile = (ROWS, WIDTH) if tile is None else tile
+    sink_N, bias = options.sinks.logits, options.bias
+    return _blockwise(q_BTNH, k_BSKH, v_BSKH, sink_N, bias, options, tile)
 
 
 class _Blockwise(torch.autograd.Function):
@@ -58,23 +58,20 @@ class _Blockwise(torch.autograd.Function):
         ctx.save_for_backward(q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BKR, sink_N, bias)
         ctx.options, ctx.grid = options.without_inputs(), grid
         ctx.set_materialize_grads(False)
-        return out_BTNH, _unpack(lse_BKR[..., None], grid)[..., 0]
+        return out_BTNH, _unpack(lse_BKR[..., None], grid)[..., 0].clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_out_BTNH: Tensor | None, d_lse_BTN: Tensor | None) -> tuple[Any, ...]:
-        *tensors, sink_N, bias = ctx.saved_tensors
-        options = ctx.options.with_inputs(sink_N, bias)
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            grads = _backward(
-                *tensors,
-                d_out_BTNH,
-                d_lse_BTN,
-                options,
-                ctx.grid,
-                bias_too=ctx.needs_input_grad[4],
-            )
+        q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BKR, sink_N, bias = ctx.saved_tensors
+        options, bias_too = ctx.options.with_inputs(sink_N, bias), ctx.needs_input_grad[4]
+        flows = out_BTNH, lse_BKR, d_out_BTNH, d_lse_BTN
+        with torch.autocast(q_BTNH.device.type, enabled=False):
+            grads = _backward(q_BTNH, k_BSKH, v_BSKH, *flows, options, ctx.grid, bias_too)
         return *grads, None, None
+
+
+_blockwise: Callable[..., tuple[Tensor, Tensor]] = _Blockwise.apply
 
 
 def _grid(q_BTNH: Tensor, k_BSKH: Tensor, options: Options, tile: tuple[int, int]) -> Grid:
@@ -93,13 +90,13 @@ def _grid(q_BTNH: Tensor, k_BSKH: Tensor, options: Options, tile: tuple[int, int
 
 def _pack(x_BTNH: Tensor, grid: Grid) -> Tensor:
     """[B, K, R, H], contiguous, in the dtype of the scores."""
-    x_BTKGH = x_BTNH.unflatten(2, (grid.n_kv_heads, -1)).to(score_dtype(x_BTNH.dtype))
+    x_BTKGH = torch.unflatten(x_BTNH, 2, (grid.n_kv_heads, -1)).to(score_dtype(x_BTNH.dtype))
     return x_BTKGH.transpose(1, 2).contiguous().flatten(2, 3)
 
 
 def _unpack(x_BKRH: Tensor, grid: Grid) -> Tensor:
     """[B, T, N, H] again."""
-    return x_BKRH.unflatten(2, (-1, grid.group)).transpose(1, 2).flatten(2, 3)
+    return torch.unflatten(x_BKRH, 2, (-1, grid.group)).transpose(1, 2).flatten(2, 3)
 
 
 class _Tiles:
@@ -145,7 +142,7 @@ def _forward(
                 s.sub_(base[..., None]).exp_()
                 shrink = peak.sub_(base).exp_()
                 total = total.mul_(shrink).add_(s.sum(-1))
-                scores.drop(s, part)
+                _drop(s, scores.kept(part, s))
                 acc.mul_(shrink[..., None]).baddbmm_(s, v_h[:, keys])
                 peak = higher
             acc.div_(total.masked_fill(total == 0, 1.0)[..., None])
@@ -157,7 +154,7 @@ def _start(
     like: Tensor, options: Options, heads: slice, batch: slice, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     """Peak and total of rows before any key: a learned sink has been seen already."""
-    sink_N = options.sinks.logits_N
+    sink_N = options.sinks.logits
     if sink_N is None:
         return torch.full_like(like, -torch.inf), torch.zeros_like(like)
     sink_kG = sink_N.detach().to(like.dtype).view(-1, grid.group)[heads]
@@ -176,7 +173,6 @@ def _backward(
     d_lse_BTN: Tensor | None,
     options: Options,
     grid: Grid,
-    *,
     bias_too: bool,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of q, k, v, learned sinks and bias."""
@@ -202,9 +198,9 @@ def _backward(
                 slope = scores.adjust(p, part, slope_too=True)
                 p.sub_(lse_h[:, rows, None]).exp_()
                 ds = tiles.product(do_h[:, rows], v_h[:, keys], 1)
-                scores.drop(ds, part)
+                kept = _drop(ds, scores.kept(part, ds))
                 ds.sub_(flow_h[:, rows, None]).mul_(p)
-                scores.drop(p, part)
+                _drop(p, kept)
                 dv_h[:, keys].baddbmm_(p.transpose(1, 2), do_h[:, rows])
                 if d_bias_view is not None:
                     target = part.of(d_bias_view)
@@ -214,10 +210,16 @@ def _backward(
                 dq_h[:, rows].baddbmm_(ds, k_h[:, keys])
                 dk_h[:, keys].baddbmm_(ds.transpose(1, 2), q_h[:, rows])
     dq *= options.scale
-    d_sink = _sink_gradient(options.sinks.logits_N, lse, flow, grid)
+    d_sink = _sink_gradient(options.sinks.logits, lse, flow, grid)
     dq, dk, dv = _unpack(dq, grid), dk.transpose(1, 2), dv.transpose(1, 2)
     grads = (x.to(q_BTNH.dtype) for x in (dq, dk, dv))
-    return *grads, d_sink, None if d_bias is None else d_bias.to(options.bias.dtype)
+    return *grads, d_sink, d_bias  # autograd casts a gradient to its input's dtype
+
+
+def _drop(x: Tensor, kept: Tensor | None) -> Tensor | None:
+    if kept is not None:
+        x.mul_(kept)
+    return kept
 
 
 def _flow(
@@ -231,13 +233,11 @@ def _flow(
     return flow.masked_fill_(blind, 0.0), lse.masked_fill(blind, torch.inf)
 
 
-def _sink_gradient(
-    sink_N: Tensor | None, lse: Tensor, flow: Tensor, grid: Grid
-) -> Tensor | None:
+def _sink_gradient(sink_N: Tensor | None, lse: Tensor, flow: Tensor, grid: Grid) -> Tensor | None:
     """A sink gives no value, so its share only takes from the others."""
     if sink_N is None:
         return None
     sink_KG = sink_N.detach().to(lse.dtype).view(-1, grid.group)
-    share = (sink_KG[:, None] - lse.unflatten(2, (-1, grid.group))).exp()
-    taken = share * flow.unflatten(2, (-1, grid.group))
-    return -taken.sum((0, 2)).flatten().to(sink_N.dtype)
+    lse_BKTG, flow_BKTG = (torch.unflatten(x, 2, (-1, grid.group)) for x in (lse, flow))
+    taken_BKTG = (sink_KG[:, None] - lse_BKTG).exp() * flow_BKTG
+    return -taken_BKTG.sum((0, 2)).flatten().to(sink_N.dtype)

@@ -19,14 +19,13 @@ from isoflop.attention import flash3, sdpa
 from isoflop.attention.options import Options
 from isoflop.errors import InputError, Problem, UnknownName
 
-Backend: TypeAlias = Literal[
-    "auto", "reference", "blockwise", "sdpa", "flex", "flash3", "triton"
-]
+Backend: TypeAlias = Literal["auto", "reference", "blockwise", "sdpa", "flex", "flash3", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)[1:]
 
-#: Up to this many scores per head, PyTorch's own kernels on a dense mask, or every score in
-#: memory, beat tiles on a CPU (benchmarks/attention_cpu.md).
+#: Up to this many scores per head, PyTorch's kernel on a dense mask beats tiles on a CPU, and
+#: up to the smaller number so does every score in memory (benchmarks/attention_cpu.md).
 FEW_SCORES = 512 * 512
+FEWEST_SCORES = 256 * 256
 #: Heads wider than this do not fit the tiles of the Triton kernels.
 WIDEST_HEAD = 256
 
@@ -106,7 +105,9 @@ def choose(backend: Backend, q_BTNH: Tensor, k_BSKH: Tensor, options: Options) -
 def refusals(backend: Backend, q_BTNH: Tensor, options: Options) -> Iterator[Refused]:
     """Everything that keeps a backend from a call; nothing when it can do it."""
     lacks = _LACKS[backend]
-    yield from (Refused(backend, what, lacks[what]) for what in _asked(q_BTNH, options) if what in lacks)
+    yield from (
+        Refused(backend, what, lacks[what]) for what in _asked(q_BTNH, options) if what in lacks
+    )
     if backend in ("flex", "flash3", "triton"):
         yield from (Refused(backend, *why) for why in _OBSTACLES[backend](q_BTNH, options))
 
@@ -116,9 +117,9 @@ def _asked(q_BTNH: Tensor, options: Options) -> Iterator[str]:
     bias, dropout = options.bias, options.dropout
     given = {
         "sinks": options.sinks.tokens > 0,
-        "sinks (learned)": options.sinks.logits_N is not None,
+        "sinks (learned)": options.sinks.logits is not None,
         "softcap": options.softcap is not None,
-        "alibi": options.alibi_N is not None,
+        "alibi": options.alibi is not None,
         "bias": bias is not None,
         "bias (with gradient)": bias is not None and bias.requires_grad,
         "cu_seqlens": options.packed is not None,
@@ -131,26 +132,23 @@ def _asked(q_BTNH: Tensor, options: Options) -> Iterator[str]:
     return (name for name, is_given in given.items() if is_given)
 
 
-def _preferred(
-    q_BTNH: Tensor, k_BSKH: Tensor, options: Options
-) -> tuple[tuple[Backend, str], ...]:
+def _preferred(q_BTNH: Tensor, k_BSKH: Tensor, options: Options) -> tuple[tuple[Backend, str], ...]:
     """Backends, fastest first, each with the reason if it is taken; the last can do all."""
     n_queries, n_keys = longest(q_BTNH, k_BSKH, options)
     fits = not sdpa.needs_mask(n_queries, n_keys, options)
     if q_BTNH.is_cuda:
         return _preferred_on_gpu(fits=fits)
-    # On a CPU, dropout keeps SDPA from its fused kernel: it would hold every score.
+    few, fewest = (n_queries * n_keys <= limit for limit in (FEW_SCORES, FEWEST_SCORES))
+    order: list[tuple[Backend, str]] = []
+    # With dropout a CPU has no fused kernel: SDPA would hold every score.
     if fits and options.dropout is None:
-        fused: tuple[Backend, str] = "sdpa", "the fused kernel of this device"
-    else:
-        fused = "sdpa", f"at most {FEW_SCORES} scores a head: a dense mask costs little"
-    whole: tuple[Backend, str]
-    whole = "reference", f"at most {FEW_SCORES} scores a head: fastest with all of them in memory"
-    tiles: tuple[Backend, str]
-    tiles = "blockwise", "tile by tile: memory grows with the tokens, not with their pairs"
-    if n_queries * n_keys <= FEW_SCORES:
-        return fused, whole
-    return (fused, tiles) if fits and options.dropout is None else (tiles,)
+        order.append(("sdpa", "the fused kernel of this device"))
+    elif few:
+        order.append(("sdpa", f"at most {FEW_SCORES} scores a head: a dense mask costs little"))
+    if fewest:
+        order.append(("reference", f"at most {FEWEST_SCORES} scores a head: cheapest all at once"))
+    order.append(("blockwise", "tile by tile: memory grows with tokens, not with their pairs"))
+    return tuple(order)
 
 
 def _preferred_on_gpu(*, fits: bool) -> tuple[tuple[Backend, str], ...]:
@@ -179,12 +177,12 @@ def _installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def _flex_obstacles(q_BTNH: Tensor, options: Options) -> Iterator[tuple[str, str]]:
+def _flex_obstacles(q_BTNH: Tensor, _: Options) -> Iterator[tuple[str, str]]:
     if not q_BTNH.is_cuda:
         yield "device", f"FlexAttention has no backward on {q_BTNH.device.type}"
 
 
-def _flash3_obstacles(q_BTNH: Tensor, options: Options) -> Iterator[tuple[str, str]]:
+def _flash3_obstacles(q_BTNH: Tensor, _: Options) -> Iterator[tuple[str, str]]:
     if not q_BTNH.is_cuda or torch.cuda.get_device_capability(q_BTNH.device)[0] != 9:
         yield "device", "FlashAttention-3 is written for Hopper GPUs"
     if not _installed(flash3.PACKAGE):
@@ -197,7 +195,10 @@ def _triton_obstacles(q_BTNH: Tensor, options: Options) -> Iterator[tuple[str, s
     if not _installed("triton"):
         yield "package", "triton is not installed (pip install 'isoflop[triton]')"
     if not q_BTNH.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        yield "device", f"Triton has no kernels for {q_BTNH.device.type} (TRITON_INTERPRET=1 to test)"
+        yield (
+            "device",
+            f"Triton has no kernels for {q_BTNH.device.type} (TRITON_INTERPRET=1 to test)",
+        )
     if q_BTNH.shape[-1] > WIDEST_HEAD:
         yield "head size", f"its tiles hold at most {WIDEST_HEAD}, not {q_BTNH.shape[-1]}"
     size = None if options.block_mask is None else options.block_mask.size

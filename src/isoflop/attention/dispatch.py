@@ -157,7 +157,7 @@ def explain_dispatch(
 
     >>> q = k = v = torch.ones(1, 3, 2, 4)
     >>> print(explain_dispatch(q, k, v, causal=True, softcap=30.0))
-    reference: at most 262144 scores a head: fastest with all of them in memory
+    reference: at most 65536 scores a head: cheapest all at once
     not sdpa: softcap: no fused kernel of PyTorch has one
     not flex: device: FlexAttention has no backward on cpu
     ...

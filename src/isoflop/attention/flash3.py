@@ -15,9 +15,7 @@ from isoflop.attention.options import Options
 PACKAGE = "flash_attn_interface"
 
 
-def attend(
-    q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, options: Options
-) -> tuple[Tensor, None]:
+def attend(q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, options: Options) -> tuple[Tensor, None]:
     """As `reference.attend`, for causality, a window and a softcap."""
     window = (-1, -1) if options.window is None else (options.window - 1, 0)
     made = import_module(PACKAGE).flash_attn_func(

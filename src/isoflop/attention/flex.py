@@ -38,8 +38,8 @@ def attend(
         enable_gqa=k_BKSH.shape[1] != q_BNTH.shape[1],
         return_lse=True,
     )
-    if options.sinks.logits_N is not None:
-        out_BNTH, lse_BNT = _with_sinks(out_BNTH, lse_BNT, options.sinks.logits_N)
+    if options.sinks.logits is not None:
+        out_BNTH, lse_BNT = _with_sinks(out_BNTH, lse_BNT, options.sinks.logits)
     return out_BNTH.transpose(1, 2), lse_BNT.transpose(1, 2)
 
 
@@ -61,9 +61,7 @@ def _with_sinks(out_BNTH: Tensor, lse_BNT: Tensor, sink_N: Tensor) -> tuple[Tens
 class _Places:
     """Where a pair of packed indices stands, and what that means for its score."""
 
-    def __init__(
-        self, options: Options, n_queries: int, n_keys: int, device: torch.device
-    ) -> None:
+    def __init__(self, options: Options, n_queries: int, n_keys: int, device: torch.device) -> None:
         self.options, self.offset = options, n_keys - n_queries
         bias, block_mask = options.bias, options.block_mask
         self.bias = None if bias is None else four_axes(bias)
@@ -98,8 +96,8 @@ class _Places:
         if options.softcap is not None:
             score = options.softcap * torch.tanh(score / options.softcap)
         i, query, key, offset = self.local(b, t, s)
-        if options.alibi_N is not None:
-            score = score - options.alibi_N[n] * (query + offset - key).abs()
+        if options.alibi is not None:
+            score = score - options.alibi[n] * (query + offset - key).abs()
         if self.bias is not None and self.bias.dtype != torch.bool:
             score = score + _at(self.bias, i, n, query, key)
         return score

@@ -50,7 +50,9 @@ def positions(n_queries: int, n_keys: int, device: torch.device | None = None) -
     return torch.arange(n_keys - n_queries, n_keys, device=device)
 
 
-def visible_pairs(options: Options, n_queries: int, n_keys: int, device: torch.device) -> Tensor | None:
+def visible_pairs(
+    options: Options, n_queries: int, n_keys: int, device: torch.device
+) -> Tensor | None:
     """What causality, window, blocks and a boolean bias leave, broadcast to [B, N, T, S].
 
     None where every query sees every key.
@@ -75,10 +77,10 @@ def added_scores(options: Options, n_queries: int, n_keys: int, like: Tensor) ->
     ALiBi (2108.12409, section 3) takes its slope times the distance off a score.
     """
     added = None
-    if options.alibi_N is not None:
+    if options.alibi is not None:
         query_T1 = positions(n_queries, n_keys, like.device)[:, None]
         distance_TS = (query_T1 - torch.arange(n_keys, device=like.device)).abs()
-        added = -options.alibi_N.to(like.dtype)[:, None, None] * distance_TS
+        added = -options.alibi.to(like.dtype)[:, None, None] * distance_TS
     if options.bias is not None and options.bias.dtype != torch.bool:
         bias = options.bias.to(like.dtype)
         added = bias if added is None else added + bias

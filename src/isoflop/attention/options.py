@@ -40,12 +40,12 @@ class Sinks:
     """Where attention can go when nothing near deserves it.
 
     `tokens`: this many first keys stay visible beside a window (StreamingLLM, 2309.17453).
-    `logits_N`: one learned score per head that takes its share of the softmax and gives no
+    `logits`: one learned score per head that takes its share of the softmax and gives no
     value (gpt-oss); it has a gradient.
     """
 
     tokens: int = 0
-    logits_N: Tensor | None = None
+    logits: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Options:
     window: int | None = None
     sinks: Sinks = Sinks()
     softcap: float | None = None
-    alibi_N: Tensor | None = None
+    alibi: Tensor | None = None
     bias: Tensor | None = None
     block_mask: BlockMask | None = None
     packed: Packed | None = None
@@ -98,7 +98,7 @@ class Options:
         return self.with_inputs(None, None)
 
     def with_inputs(self, sink_N: Tensor | None, bias: Tensor | None) -> Options:
-        return replace(self, sinks=replace(self.sinks, logits_N=sink_N), bias=bias)
+        return replace(self, sinks=replace(self.sinks, logits=sink_N), bias=bias)
 
     def of_sequence(self, i: int, n_queries: int, n_keys: int) -> Options:
         """The same for sequence i of a batch alone."""

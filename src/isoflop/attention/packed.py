@@ -28,7 +28,10 @@ def by_sequence(attend: Attend) -> Attend:
         if options.packed is None:
             return attend(q_BTNH, k_BSKH, v_BSKH, options)
         n_queries, n_keys = options.packed.lengths()
-        parts = q_BTNH.split(n_queries, 1), k_BSKH.split(n_keys, 1), v_BSKH.split(n_keys, 1)
+        parts = (
+            torch.split(x, lengths, 1)
+            for x, lengths in ((q_BTNH, n_queries), (k_BSKH, n_keys), (v_BSKH, n_keys))
+        )
         done = [
             attend(q, k, v, options.of_sequence(i, q.shape[1], k.shape[1]))
             for i, (q, k, v) in enumerate(zip(*parts, strict=True))

@@ -61,7 +61,7 @@ def kept(
     assert dropout.seed is not None, "drawn by the dispatch"
     quads = torch.arange(first_key // 4, -(-last_key // 4), device=query.device)
     counter = (query, quads, head, sequence + dropout.first_sequence)
-    words = torch.stack(torch.broadcast_tensors(*philox(counter, dropout.seed)), -1).flatten(-2)
+    words = torch.stack(philox(counter, dropout.seed), -1).flatten(-2)  # all are mixed by now
     start = first_key % 4
     words = words[..., start : start + last_key - first_key]
     return (words >> 8) >= threshold(dropout.p)

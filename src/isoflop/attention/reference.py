@@ -22,7 +22,7 @@ def attend(
     A query that sees no key gives zeros, and -inf as its log.
     """
     n_kv_heads = k_BSKH.shape[2]
-    weights_BNTS, lse_BNT = _softmax(_scores(q_BTNH, k_BSKH, options), options.sinks.logits_N)
+    weights_BNTS, lse_BNT = _softmax(_scores(q_BTNH, k_BSKH, options), options.sinks.logits)
     if options.dropout is not None:
         keep_BNTS = _kept(options.dropout, weights_BNTS)
         weights_BNTS = weights_BNTS * keep_BNTS * philox.keep_scale(options.dropout.p)

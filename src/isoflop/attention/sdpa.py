@@ -24,9 +24,7 @@ HOPPER_FIRST = [
 ]
 
 
-def attend(
-    q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, options: Options
-) -> tuple[Tensor, None]:
+def attend(q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, options: Options) -> tuple[Tensor, None]:
     """As `reference.attend`, without the log; what is not a triangle becomes a dense mask.
 
     Dropout draws PyTorch's own random numbers.
@@ -72,7 +70,7 @@ def _windowed(n_keys: int, options: Options) -> bool:
 
 
 def _shaped(options: Options) -> bool:
-    shapes = options.alibi_N, options.bias, options.block_mask
+    shapes = options.alibi, options.bias, options.block_mask
     return any(x is not None for x in shapes)
 
 

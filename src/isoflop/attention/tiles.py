@@ -10,13 +10,17 @@ R = T * G packed rows · W keys of a tile · b, k, t, w: the shares of B, K, T, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from isoflop.attention import masks, philox
 from isoflop.attention.options import Options, four_axes
+
+
+def _length(run: slice) -> int:
+    return int(run.stop - run.start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,11 @@ class Part:
 
     @property
     def n_rows(self) -> int:
-        return self.queries.stop - self.queries.start
+        return _length(self.queries)
 
     @property
     def n_keys(self) -> int:
-        return self.keys.stop - self.keys.start
+        return _length(self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +116,19 @@ class Scores:
     A tile is [b * k, t * G, w] in memory; here it is seen as [b, k, t, G, w].
     """
 
-    def __init__(self, options: Options, grid: Grid, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, options: Options, grid: Grid, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.options, self.grid = options, grid
         self.position_T = masks.positions(grid.n_queries, grid.n_keys, device)
         self.key_S = torch.arange(grid.n_keys, device=device)
-        self.head_KG = torch.arange(grid.n_kv_heads * grid.group, device=device).view(-1, grid.group)
+        self.head_KG = torch.arange(grid.n_kv_heads * grid.group, device=device).view(
+            -1, grid.group
+        )
         self.sequence_B = torch.arange(grid.batch, device=device)
         self.slope_KG = None
-        if options.alibi_N is not None:
-            self.slope_KG = options.alibi_N.to(dtype).view(-1, grid.group)
+        if options.alibi is not None:
+            self.slope_KG = options.alibi.to(dtype).view(-1, grid.group)
         self.bias_BKGTS = None if options.bias is None else self.by_group(four_axes(options.bias))
         if self.bias_BKGTS is not None and self.bias_BKGTS.dtype != torch.bool:
             self.bias_BKGTS = self.bias_BKGTS.to(dtype)
@@ -131,12 +139,11 @@ class Scores:
     def by_group(self, x_BNTS: Tensor) -> Tensor:
         """A view with the heads cut into K groups of G; an axis of one stays one."""
         cut = (1, 1) if x_BNTS.shape[1] == 1 else (self.grid.n_kv_heads, self.grid.group)
-        return x_BNTS.unflatten(1, cut)
+        return torch.unflatten(x_BNTS, 1, cut)
 
     def tile(self, s: Tensor, part: Part) -> Tensor:
         """[b, k, t, G, w] view of a tile."""
-        n_batch = part.batch.stop - part.batch.start
-        return s.view(n_batch, -1, part.n_rows, self.grid.group, part.n_keys)
+        return s.view(_length(part.batch), -1, part.n_rows, self.grid.group, part.n_keys)
 
     def adjust(self, s: Tensor, part: Part, *, slope_too: bool = False) -> Tensor | None:
         """Softcap, ALiBi, bias; -inf where a key is not seen.
@@ -185,36 +192,34 @@ class Scores:
                 view.masked_fill_(~seen_tw[:, None, :], -torch.inf)
 
     def _hide_blocks(self, s_bktGw: Tensor, part: Part) -> None:
-        assert self.blocks_BKGTS is not None and self.options.block_mask is not None
-        size = self.options.block_mask.size
-        blocks = Part(
-            part.batch,
-            part.heads,
-            slice(part.queries.start // size, -(-part.queries.stop // size)),
-            slice(part.keys.start // size, -(-part.keys.stop // size)),
+        mask = self.options.block_mask
+        assert mask is not None
+        assert self.blocks_BKGTS is not None
+        size, (queries, keys) = mask.size, (part.queries, part.keys)
+        blocks = replace(
+            part,
+            queries=slice(queries.start // size, -(-queries.stop // size)),
+            keys=slice(keys.start // size, -(-keys.stop // size)),
         )
-        shares = self.blocks_BKGTS
-        places = (blocks.batch, blocks.heads, slice(None))
-        cut = (s if n > 1 else slice(None) for s, n in zip(places, shares.shape[:3], strict=True))
-        seen = shares[(*cut, blocks.queries, blocks.keys)]
+        seen = blocks.of(self.blocks_BKGTS)
         if bool(seen.all()):
             return
         seen = seen.repeat_interleave(size, 3).repeat_interleave(size, 4)
-        t, w = part.queries.start % size, part.keys.start % size
+        t, w = queries.start % size, keys.start % size
         seen = seen[..., t : t + part.n_rows, w : w + part.n_keys]
         s_bktGw.masked_fill_(~seen.transpose(2, 3), -torch.inf)
 
-    def drop(self, s: Tensor, part: Part) -> None:
-        """Zero the dropped weights of a tile, or what flows back through them; scale the rest."""
+    def kept(self, part: Part, like: Tensor) -> Tensor | None:
+        """What dropout multiplies a tile's weights by, or what flows back through them."""
         dropout = self.options.dropout
         if dropout is None:
-            return
+            return None
         kept_bktGw = philox.kept(
             dropout,
             self.sequence_B[part.batch, None, None, None, None],
             self.head_KG[part.heads, None, :, None],
-            torch.arange(part.queries.start, part.queries.stop, device=s.device)[:, None, None],
+            torch.arange(part.queries.start, part.queries.stop, device=like.device)[:, None, None],
             part.keys.start,
             part.keys.stop,
         )
-        self.tile(s, part).mul_(kept_bktGw * philox.keep_scale(dropout.p))
+        return kept_bktGw.view(like.shape) * philox.keep_scale(dropout.p)

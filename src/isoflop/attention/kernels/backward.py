@@ -13,7 +13,6 @@ from isoflop.attention.kernels.tile import (
     DROPOUT,
     LOG2E,
     SOFTCAP,
-    WINDOW,
     adjust,
     kept,
     key_tiles,

@@ -9,7 +9,6 @@ from isoflop.attention.kernels.tile import (
     LN2,
     LOG2E,
     SINKS,
-    WINDOW,
     adjust,
     kept,
     key_tiles,

@@ -6,7 +6,9 @@ Letters: B batch · T query tokens · S key tokens · N heads · K kv heads · G
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,11 +23,13 @@ from isoflop.attention.options import Options, four_axes
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-#: Tiles, warps and stages that are tried on a GPU, by the width of a head.
+#: Rows, keys, warps and stages that are tried on a GPU, by the bytes of a head's row. The last
+#: of each fits 99 KiB of shared memory in every pass, and runs where nothing is tuned.
 _TILES = {
-    64: ((128, 64, 4, 3), (128, 128, 8, 3), (64, 64, 4, 3)),
-    128: ((128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3)),
-    256: ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)),
+    128: ((128, 64, 4, 3), (128, 128, 8, 3), (64, 64, 4, 2)),
+    256: ((128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2)),
+    512: ((128, 64, 8, 2), (64, 64, 8, 1), (64, 64, 4, 2), (32, 32, 4, 1)),
+    1024: ((32, 32, 4, 1), (16, 32, 4, 1)),
 }
 #: What the interpreter takes: small, so that few tokens make several tiles.
 _SMALL = 32
@@ -35,10 +39,8 @@ def attend(
     q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, options: Options
 ) -> tuple[Tensor, Tensor]:
     """As `reference.attend`; scores and softmax in float32."""
-    out_BTNH, lse_BTN = _Attention.apply(
-        q_BTNH, k_BSKH, v_BSKH, options.sinks.logits_N, options.bias, options
-    )
-    return out_BTNH, lse_BTN
+    sink_N, bias = options.sinks.logits, options.bias
+    return _attention(q_BTNH, k_BSKH, v_BSKH, sink_N, bias, options)
 
 
 class _Attention(torch.autograd.Function):
@@ -66,7 +68,7 @@ class _Attention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
         q, k, v, out, lse, sink_N, bias = ctx.saved_tensors
         options = ctx.options.with_inputs(sink_N, bias)
@@ -87,6 +89,9 @@ class _Attention(torch.autograd.Function):
         return d_q, d_k, d_v, _sink_gradient(sink_N, lse, flow), d_bias, None
 
 
+_attention: Callable[..., tuple[Tensor, Tensor]] = _Attention.apply
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
     """Sizes and features of a call, ready to be launched several times."""
@@ -98,6 +103,8 @@ class _Call:
     n_kv_heads: int
     d_head: int
     d_value: int
+    #: of the wider head, padded
+    bytes_row: int
     starts: tuple[Tensor, Tensor]
 
     @classmethod
@@ -108,13 +115,13 @@ class _Call:
             batch = options.packed.n_sequences
             n_queries, n_keys = (max(n) for n in options.packed.lengths())
             bounds = options.packed.query, options.packed.key
-            start_q, start_k = (
-                torch.tensor(x, dtype=torch.int32, device=q.device) for x in bounds
-            )
+            start_q, start_k = (torch.tensor(x, dtype=torch.int32, device=q.device) for x in bounds)
             starts = start_q, start_k
         pairs = batch, n_heads, n_queries, n_keys
         features = _features(options, q.dtype)
-        return cls(options, features, pairs, n_kv_heads, d_head, v.shape[-1], starts)
+        d_value = v.shape[-1]
+        bytes_row = max(_padded(d_head), _padded(d_value)) * q.element_size()
+        return cls(options, features, pairs, n_kv_heads, d_head, d_value, bytes_row, starts)
 
     @property
     def group(self) -> int:
@@ -138,15 +145,11 @@ class _Call:
         if INTERPRETED or lists is not None:
             kernel[grid](*arguments, BM=bm, BN=bn, num_warps=warps, num_stages=stages)
         else:
-            _tuned(kernel, self._width())[grid](*arguments)
-
-    def _width(self) -> int:
-        """The power of two that holds a head."""
-        return max(16, triton.next_power_of_2(max(self.d_head, self.d_value)))
+            _tuned(kernel, self.bytes_row)[grid](*arguments)
 
     def _tile(self) -> tuple[int, int, int, int]:
         """Rows, keys, warps and stages where nothing is tuned; inside the blocks of a mask."""
-        bm, bn, warps, stages = _tiles(self._width())[0]
+        bm, bn, warps, stages = _tiles(self.bytes_row)[-1]
         if INTERPRETED:
             bm = bn = _SMALL
         if self.options.block_mask is not None:
@@ -160,7 +163,7 @@ class _Call:
         bias, bias_strides = _broadcast(options.bias, like)
         mask = options.block_mask
         seen, seen_strides = _broadcast(None if mask is None else mask.seen, like)
-        slope = like if options.alibi_N is None else options.alibi_N.float().contiguous()
+        slope = like if options.alibi is None else options.alibi.float().contiguous()
         p, seed = (0.0, 0) if dropout is None else (dropout.p, dropout.seed)
         _, n_heads, n_queries, n_keys = self.pairs
         high = torch.get_float32_matmul_precision() != "highest"
@@ -174,12 +177,10 @@ class _Call:
             *(*bias_strides, *seen_strides),
             *(1 if mask is None else mask.size, 1 if lists is None else lists.places.shape[-1]),
             triton.next_power_of_2(max(n_queries, n_keys)),
-            *(self.group, self.d_head, self.d_value, *self._widths()),
+            *(self.group, self.d_head, self.d_value),
+            *(_padded(self.d_head), _padded(self.d_value)),
             *("tf32" if high and like.is_cuda else "ieee", self.features),
         )
-
-    def _widths(self) -> tuple[int, int]:
-        return tuple(max(16, triton.next_power_of_2(n)) for n in (self.d_head, self.d_value))
 
 
 def _features(options: Options, dtype: torch.dtype) -> int:
@@ -188,35 +189,35 @@ def _features(options: Options, dtype: torch.dtype) -> int:
         tile.CAUSAL: options.causal,
         tile.WINDOW: options.window is not None,
         tile.SOFTCAP: options.softcap is not None,
-        tile.ALIBI: options.alibi_N is not None,
+        tile.ALIBI: options.alibi is not None,
         tile.BIAS: bias is not None and bias.dtype != torch.bool,
         tile.HIDE: bias is not None and bias.dtype == torch.bool,
         tile.BLOCKS: options.block_mask is not None,
         tile.PACKED: options.packed is not None,
         tile.DROPOUT: dropout is not None,
-        tile.SINKS: options.sinks.logits_N is not None,
+        tile.SINKS: options.sinks.logits is not None,
         tile.UPCAST: INTERPRETED and dtype == torch.bfloat16,
     }
     return sum(bit.value for bit, is_given in given.items() if is_given)
 
 
-def _tiles(width: int) -> tuple[tuple[int, int, int, int], ...]:
-    return _TILES[next(w for w in _TILES if width <= w)]
+def _padded(size: int) -> int:
+    """The power of two that holds a head, wide enough for the hardware's products."""
+    return max(16, int(triton.next_power_of_2(size)))
 
 
-_TUNED: dict[tuple[str, int], Any] = {}
+def _tiles(bytes_row: int) -> tuple[tuple[int, int, int, int], ...]:
+    return _TILES[next(n for n in _TILES if bytes_row <= n)]
 
 
-def _tuned(kernel: Any, width: int) -> Any:
+@cache
+def _tuned(kernel: Any, bytes_row: int) -> Any:
     """The kernel with the fastest of its tiles, found once per shape on this GPU."""
-    key = kernel.__name__, width
-    if key not in _TUNED:
-        configs = [
-            triton.Config({"BM": bm, "BN": bn}, num_warps=warps, num_stages=stages)
-            for bm, bn, warps, stages in _tiles(width)
-        ]
-        _TUNED[key] = triton.autotune(configs, key=["LENGTH", "G", "H", "HV", "F"])(kernel)
-    return _TUNED[key]
+    configs = [
+        triton.Config({"BM": bm, "BN": bn}, num_warps=warps, num_stages=stages)
+        for bm, bn, warps, stages in _tiles(bytes_row)
+    ]
+    return triton.autotune(configs, key=["LENGTH", "G", "H", "HV", "F"])(kernel)
 
 
 def _broadcast(x: Tensor | None, like: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -236,7 +237,7 @@ def _base_and_flow(
     n_rows, rows = lse.numel(), 64
     backward.row_flow[(triton.cdiv(n_rows, rows),)](
         *(out, d_out, lse, d_lse, flow, base, n_rows),
-        *(out.shape[-1], call._widths()[1], call.features, rows),
+        *(out.shape[-1], _padded(out.shape[-1]), call.features, rows),
     )
     return base, flow
 

@@ -49,7 +49,7 @@ def _visited(
     size, group = options.block_mask.size, n_heads // n_kv_heads
     seen = four_axes(options.block_mask.seen)
     seen = seen.expand(batch, n_heads, *seen.shape[2:])
-    seen = seen.unflatten(1, (n_kv_heads, group)).any(2)
+    seen = torch.unflatten(seen, 1, (n_kv_heads, group)).any(2)
     n_tiles = -(-n_queries * group // rows)
     row_R = torch.arange(n_tiles, device=seen.device) * rows
     first_R = row_R // group
