@@ -296,7 +296,7 @@ def test_tiles_that_nothing_sees_are_skipped(monkeypatch):
     assert tiles(causal=False) == 64
     assert tiles(causal=True) == 36
     assert tiles(causal=True, window=16) == 15
-    assert tiles(causal=True, window=16, sinks=4) == 21  # one more where the window has left 0
+    assert tiles(causal=True, window=16, sinks=4) == 22  # one more where the window has left key 0
     assert tiles(causal=False, block_mask=BlockMask(torch.eye(8, dtype=torch.bool), 16)) == 8
 
 
@@ -443,10 +443,10 @@ def test_packing_needs_one_row():
 # --- libraries that are not here ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n != "much at once"])
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ("learned sinks", "much at once")])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_hides_and_adds_what_the_definition_does(name):
-    """Its masks, on a CPU, where FlexAttention runs forward alone."""
+    """Its masks, on a CPU, where FlexAttention runs forward alone and keeps no log."""
     inputs = draw(2, 21, 26, 4, 2, 16)
     options, learned = cases(4, 21, 26, 2)[name]
     asked = {**options, **learned}
@@ -466,6 +466,15 @@ def test_flex_keeps_packed_sequences_apart():
     with torch.no_grad():
         got, _ = flex.attend(q, k, v, read_options(q, k, v, **options))
     assert_equal([got], [expected.double()], 1e-5)
+
+
+def test_sinks_that_join_a_log_afterwards_take_their_share():
+    q, k, v = draw(1, 6, 6, 2, 2, 4)
+    sink = torch.randn(2, dtype=torch.float64)
+    out, lse = attention(q, k, v, causal=True, return_lse=True, backend="reference")
+    got = flex._with_sinks(out.transpose(1, 2), lse.transpose(1, 2), sink)
+    expected = by_loops(q, k, v, causal=True, sink_logits=sink)
+    assert_equal([x.transpose(1, 2) for x in got], expected, 1e-12)
 
 
 @pytest.mark.parametrize("with_log", [False, True])

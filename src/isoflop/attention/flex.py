@@ -11,40 +11,45 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
 from isoflop.attention import masks
 from isoflop.attention.options import Options, Packed, four_axes
 
-#: (sequence, head, query, key) -> whether the pair is seen; each a whole number in a tensor.
+#: (sequence, head, query, key), each a whole number in a tensor -> whether the pair is seen.
 Seen: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+#: The same after a score -> the score.
+Score: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def attend(
     q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, options: Options
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """As `reference.attend`, but for dropout and the gradient of a bias."""
     q_BNTH, k_BKSH, v_BKSH = (x.transpose(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
-    places = _Places(options, q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.device)
-    attend_with, block_mask = _functions(q_BTNH.device.type)
+    score, seen = _functions_of(options, q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.device)
+    attend_with, block_mask = _compiled(q_BTNH.device.type)
     whole = q_BNTH.shape[0], q_BNTH.shape[1], q_BNTH.shape[2], k_BKSH.shape[2]
-    out_BNTH, lse_BNT = attend_with(
+    sink_N = options.sinks.logits
+    wants_log = AuxRequest(lse=options.return_lse or sink_N is not None)
+    out_BNTH, aux = attend_with(
         q_BNTH,
         k_BKSH,
         v_BKSH,
-        score_mod=places.score,
-        block_mask=block_mask(places.seen, *whole, device=q_BTNH.device),
+        score_mod=score,
+        block_mask=block_mask(seen, *whole, device=q_BTNH.device),
         scale=options.scale,
         enable_gqa=k_BKSH.shape[1] != q_BNTH.shape[1],
-        return_lse=True,
+        return_aux=wants_log,
     )
-    if options.sinks.logits is not None:
-        out_BNTH, lse_BNT = _with_sinks(out_BNTH, lse_BNT, options.sinks.logits)
-    return out_BNTH.transpose(1, 2), lse_BNT.transpose(1, 2)
+    lse_BNT = aux.lse
+    if sink_N is not None:
+        out_BNTH, lse_BNT = _with_sinks(out_BNTH, lse_BNT, sink_N)
+    return out_BNTH.transpose(1, 2), None if lse_BNT is None else lse_BNT.transpose(1, 2)
 
 
 @cache
-def _functions(device_type: str) -> tuple[Any, Any]:
+def _compiled(device_type: str) -> tuple[Any, Any]:
     """Compiled where there is something to gain; a CPU takes them as they are."""
     if device_type == "cpu":
         return flex_attention, create_block_mask
@@ -58,49 +63,48 @@ def _with_sinks(out_BNTH: Tensor, lse_BNT: Tensor, sink_N: Tensor) -> tuple[Tens
     return out_BNTH * shrink_BNT1, joined_BNT
 
 
-class _Places:
-    """Where a pair of packed indices stands, and what that means for its score."""
+def _functions_of(
+    options: Options, n_queries: int, n_keys: int, device: torch.device
+) -> tuple[Score, Seen]:
+    """What FlexAttention compiles; plain functions, since it counts their arguments."""
+    bias = None if options.bias is None else four_axes(options.bias)
+    added = None if bias is None or bias.dtype == torch.bool else bias
+    hidden = bias if added is None else None
+    mask = options.block_mask
+    blocks = None if mask is None else four_axes(mask.seen)
+    size = 1 if mask is None else mask.size
+    starts = None if options.packed is None else _starts(options.packed, device)
 
-    def __init__(self, options: Options, n_queries: int, n_keys: int, device: torch.device) -> None:
-        self.options, self.offset = options, n_keys - n_queries
-        bias, block_mask = options.bias, options.block_mask
-        self.bias = None if bias is None else four_axes(bias)
-        self.blocks = None if block_mask is None else four_axes(block_mask.seen)
-        self.starts = None if options.packed is None else _starts(options.packed, device)
-
-    def local(self, b: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Any]:
+    def local(b: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | int]:
         """Sequence, query and key inside it, and how far the queries begin behind the keys."""
-        if self.starts is None:
-            return b, t, s, self.offset
-        sequence_T, query_T, key_S, offset_T = self.starts[0], *self.starts[2:]
+        if starts is None:
+            return b, t, s, n_keys - n_queries
+        sequence_T, _, query_T, key_S, offset_T = starts
         return sequence_T[t], query_T[t], key_S[s], offset_T[t]
 
-    def seen(self, b: Tensor, n: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        options = self.options
-        together = t >= 0
-        if self.starts is not None:
-            together = self.starts[0][t] == self.starts[1][s]
-        i, query, key, offset = self.local(b, t, s)
+    def seen(b: Tensor, n: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        together = t >= 0 if starts is None else starts[0][t] == starts[1][s]
+        i, query, key, offset = local(b, t, s)
         if options.causal:
             near = masks.sees(query + offset, key, options.window, options.sinks.tokens)
             together = together & near
-        if self.blocks is not None and options.block_mask is not None:
-            size = options.block_mask.size
-            together = together & _at(self.blocks, i, n, query // size, key // size)
-        if self.bias is not None and self.bias.dtype == torch.bool:
-            together = together & _at(self.bias, i, n, query, key)
+        if blocks is not None:
+            together = together & _at(blocks, i, n, query // size, key // size)
+        if hidden is not None:
+            together = together & _at(hidden, i, n, query, key)
         return together
 
-    def score(self, score: Tensor, b: Tensor, n: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        options = self.options
+    def score(score: Tensor, b: Tensor, n: Tensor, t: Tensor, s: Tensor) -> Tensor:
         if options.softcap is not None:
             score = options.softcap * torch.tanh(score / options.softcap)
-        i, query, key, offset = self.local(b, t, s)
+        i, query, key, offset = local(b, t, s)
         if options.alibi is not None:
             score = score - options.alibi[n] * (query + offset - key).abs()
-        if self.bias is not None and self.bias.dtype != torch.bool:
-            score = score + _at(self.bias, i, n, query, key)
+        if added is not None:
+            score = score + _at(added, i, n, query, key)
         return score
+
+    return score, seen
 
 
 def _at(x: Tensor, *places: Tensor) -> Tensor:

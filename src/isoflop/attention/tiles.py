@@ -222,4 +222,4 @@ class Scores:
             part.keys.start,
             part.keys.stop,
         )
-        return kept_bktGw.view(like.shape) * philox.keep_scale(dropout.p)
+        return kept_bktGw.view(like.shape).to(like.dtype) * philox.keep_scale(dropout.p)
