@@ -92,22 +92,23 @@ def choose(backend: Backend, q_BTNH: Tensor, k_BSKH: Tensor, options: Options) -
         for candidate, reason in _preferred(q_BTNH, k_BSKH, options):
             if next(refusals(candidate, q_BTNH, options), None) is None:
                 return Choice(candidate, reason)
-    problems = [
-        Problem(r.what, "given", f"is not asked of the backend {backend}: {r.reason}", hint)
-        for r in refusals(backend, q_BTNH, options)
-        for hint in (f"use backend {choose('auto', q_BTNH, k_BSKH, options).backend}",)
-    ]
-    if problems:
-        raise InputError("attention", problems)
+    refused = tuple(refusals(backend, q_BTNH, options))
+    if refused:
+        hint = f"use backend {choose('auto', q_BTNH, k_BSKH, options).backend}"
+        rule = "can do the call, but not with {}: {}"
+        raise InputError(
+            "attention",
+            [Problem("backend", backend, rule.format(r.what, r.reason), hint) for r in refused],
+        )
     return Choice(backend, "asked for")
 
 
 def refusals(backend: Backend, q_BTNH: Tensor, options: Options) -> Iterator[Refused]:
     """Everything that keeps a backend from a call; nothing when it can do it."""
     lacks = _LACKS[backend]
-    yield from (
-        Refused(backend, what, lacks[what]) for what in _asked(q_BTNH, options) if what in lacks
-    )
+    if lacks:
+        asked = (what for what in _asked(q_BTNH, options) if what in lacks)
+        yield from (Refused(backend, what, lacks[what]) for what in asked)
     if backend in ("flex", "flash3", "triton"):
         yield from (Refused(backend, *why) for why in _OBSTACLES[backend](q_BTNH, options))
 

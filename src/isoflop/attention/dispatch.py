@@ -6,6 +6,7 @@ Letters: B batch · T query tokens · S key tokens · N heads · K kv heads · H
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from typing import Any, Literal, overload
 
@@ -171,6 +172,7 @@ def explain_dispatch(
     return replace(choice, refused=tuple(refused))
 
 
+@cache
 def _attend_with(backend: Backend) -> Attend:
     module = import_module(_MODULES.get(backend, f"isoflop.attention.{backend}"))
     attend: Attend = module.attend

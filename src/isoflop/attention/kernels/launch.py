@@ -187,20 +187,20 @@ class _Call:
 
 def _features(options: Options, dtype: torch.dtype) -> int:
     bias, dropout = options.bias, options.dropout
-    given = {
-        tile.CAUSAL: options.causal,
-        tile.WINDOW: options.window is not None,
-        tile.SOFTCAP: options.softcap is not None,
-        tile.ALIBI: options.alibi is not None,
-        tile.BIAS: bias is not None and bias.dtype != torch.bool,
-        tile.HIDE: bias is not None and bias.dtype == torch.bool,
-        tile.BLOCKS: options.block_mask is not None,
-        tile.PACKED: options.packed is not None,
-        tile.DROPOUT: dropout is not None,
-        tile.SINKS: options.sinks.logits is not None,
-        tile.UPCAST: INTERPRETED and dtype == torch.bfloat16,
-    }
-    return sum(bit.value for bit, is_given in given.items() if is_given)
+    given = (
+        (tile.CAUSAL, options.causal),
+        (tile.WINDOW, options.window is not None),
+        (tile.SOFTCAP, options.softcap is not None),
+        (tile.ALIBI, options.alibi is not None),
+        (tile.BIAS, bias is not None and bias.dtype != torch.bool),
+        (tile.HIDE, bias is not None and bias.dtype == torch.bool),
+        (tile.BLOCKS, options.block_mask is not None),
+        (tile.PACKED, options.packed is not None),
+        (tile.DROPOUT, dropout is not None),
+        (tile.SINKS, options.sinks.logits is not None),
+        (tile.UPCAST, INTERPRETED and dtype == torch.bfloat16),
+    )
+    return sum(bit.value for bit, is_given in given if is_given)
 
 
 def _padded(size: int) -> int:
