@@ -54,8 +54,8 @@ def _visited(
     row_R = torch.arange(n_tiles, device=seen.device) * rows
     first_R = row_R // group
     last_R = ((row_R + rows - 1) // group).clamp(max=n_queries - 1)
-    # A tile has at most `size` rows, so it touches two rows of blocks at most.
-    seen = seen[:, :, first_R // size] | seen[:, :, last_R // size]
+    # Rows of a tile divide `size`, so a tile stays inside one row of blocks.
+    seen = seen[:, :, first_R // size]
     seen = seen.repeat_interleave(size // width, -1)[..., : -(-n_keys // width)]
     if options.causal and options.packed is None:
         key_W = torch.arange(seen.shape[-1], device=seen.device) * width
