@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attention_oracle import CASES, assert_equal, by_loops, cases, draw
-from isoflop.attention import BlockMask, attention, explain_dispatch, flash3, flex
+from isoflop.attention import BlockMask, attention, choice, explain_dispatch, flash3, flex
 from isoflop.attention.arguments import read_options
 from isoflop.errors import InputError, UnknownName
 
@@ -30,6 +30,12 @@ def test_the_choice_follows_length_and_features():
     assert explain(n=1024, window=16).backend == "blockwise"
     assert explain(n=1024, dropout_p=0.1).backend == "blockwise"
     assert "memory" in explain(n=1024, window=16).reason
+
+
+def test_on_a_gpu_plain_calls_go_to_libraries_and_the_rest_to_our_kernels():
+    plain = [backend for backend, _ in choice._preferred_on_gpu(fits=True)]
+    assert plain[:3] == ["flash3", "sdpa", "triton"]
+    assert [b for b, _ in choice._preferred_on_gpu(fits=False)] == ["triton", "flex", "blockwise"]
 
 
 def test_every_refused_backend_has_its_reasons():

@@ -144,10 +144,11 @@ class _Call:
         arguments = (*tensors, *self._arguments(tensors[0], lists))
         # A product and a sum in one instruction: said, since Triton's default is to change.
         fused = {} if INTERPRETED else {"enable_fp_fusion": True}
-        if INTERPRETED or lists is not None:
-            kernel[grid](*arguments, BM=bm, BN=bn, num_warps=warps, num_stages=stages, **fused)
-        else:
-            _tuned(kernel, self.bytes_row)[grid](*arguments, **fused)
+        with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device
+            if INTERPRETED or lists is not None:
+                kernel[grid](*arguments, BM=bm, BN=bn, num_warps=warps, num_stages=stages, **fused)
+            else:
+                _tuned(kernel, self.bytes_row)[grid](*arguments, **fused)
 
     def _tile(self) -> tuple[int, int, int, int]:
         """Rows, keys, warps and stages where nothing is tuned; inside the blocks of a mask."""
@@ -237,10 +238,11 @@ def _base_and_flow(
     base, flow = torch.empty_like(lse), torch.empty_like(lse)
     d_lse = torch.zeros_like(lse) if d_lse is None else d_lse.float().contiguous()
     n_rows, rows = lse.numel(), 64
-    backward.row_flow[(triton.cdiv(n_rows, rows),)](
-        *(out, d_out, lse, d_lse, flow, base, n_rows),
-        *(out.shape[-1], _padded(out.shape[-1]), call.features, rows),
-    )
+    with torch.cuda.device_of(out):
+        backward.row_flow[(triton.cdiv(n_rows, rows),)](
+            *(out, d_out, lse, d_lse, flow, base, n_rows),
+            *(out.shape[-1], _padded(out.shape[-1]), call.features, rows),
+        )
     return base, flow
 
 
