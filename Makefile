@@ -10,7 +10,7 @@ export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config g
 # Tests run in processes of one thread each; more threads than cores is a cliff (OpenMP spins).
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))")
 
-.PHONY: step-fit help setup demo test check lint types format bench bench-light fuzz schema validation clean
+.PHONY: help setup demo test test-triton check lint types format bench bench-light fuzz schema validation step-fit clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,11 @@ demo: .venv.stamp ## the whole loop on this machine, at most 4 minutes
 
 test: .venv.stamp ## all tests that fit in minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+test-triton: .venv.stamp ## our kernels in Triton's interpreter (installs Triton: 286 MB, 1 GB unpacked)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,triton]' \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,triton]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_attention_triton.py
 
 check: lint types test ## ruff, mypy --strict and the tests
 

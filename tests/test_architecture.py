@@ -37,9 +37,19 @@ MAY_IMPORT: dict[str, set[str]] = {
 BASE = {"errors", "quantity"}
 
 #: third-party packages that cost start-up time, and the parts that may load them.
-COSTLY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "transformers", "pydantic", "rich"}
+COSTLY = {
+    "torch",
+    "numpy",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "transformers",
+    "triton",
+    "pydantic",
+    "rich",
+}
 MAY_LOAD: dict[str, set[str]] = {
-    "attention": {"torch"},
+    "attention": {"torch", "triton"},
     "model": {"torch"},
     "train": {"torch", "numpy", "pydantic"},
     "check": {"torch", "numpy"},

@@ -1,52 +1,70 @@
-"""One attention function, and the choice of the code that computes it.
+"""One attention function, and the table of the code that computes it.
 
 Letters: B batch · T query tokens · S key tokens · N heads · K kv heads · H d_head.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from dataclasses import replace
+from functools import cache
+from importlib import import_module
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from isoflop.attention import reference, sdpa
-from isoflop.attention.arguments import check_arguments
-from isoflop.attention.masks import visible_keys
-from isoflop.errors import InputError, Problem, UnknownName
+from isoflop.attention.arguments import read_options
+from isoflop.attention.choice import BACKENDS, Backend, Choice, choose, refusals
+from isoflop.attention.options import BlockMask, Options, Sinks
+from isoflop.attention.packed import Attend, by_sequence
 
-Backend: TypeAlias = Literal["auto", "reference", "sdpa"]
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A backend, and why it was taken."""
-
-    backend: Backend
-    reason: str
+#: Backends that read packed sequences themselves; the others take one at a time.
+_READ_PACKED = {"flex", "triton"}
+_MODULES = {"triton": "isoflop.attention.kernels.launch"}
 
 
-def choose_backend(backend: Backend = "auto", *, softcap: float | None = None) -> Choice:
-    """The backend that will run.
+@overload
+def attention(
+    q_BTNH: Tensor,
+    k_BSKH: Tensor,
+    v_BSKH: Tensor,
+    *,
+    causal: bool,
+    window: int | None = None,
+    sinks: int | Tensor | Sinks | None = None,
+    softcap: float | None = None,
+    alibi: Tensor | None = None,
+    bias: Tensor | None = None,
+    cu_seqlens: Tensor | tuple[Tensor, Tensor] | None = None,
+    block_mask: BlockMask | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: int | None = None,
+    return_lse: Literal[False] = False,
+    backend: Backend = "auto",
+) -> Tensor: ...
 
-    >>> choose_backend(softcap=30.0).reason
-    'a softcap on the scores: no fused kernel of PyTorch has one'
 
-    Raises:
-        UnknownName: no such backend.
-        InputError: the backend asked for cannot do what is asked of it.
-    """
-    if backend not in get_args(Backend):
-        raise UnknownName("attention backend", str(backend), get_args(Backend))
-    if backend == "sdpa" and softcap is not None:
-        rule = "is None for the backend sdpa: no fused kernel of PyTorch has one"
-        raise InputError("attention", [Problem("softcap", softcap, rule, "use backend auto")])
-    if backend != "auto":
-        return Choice(backend, "asked for")
-    if softcap is not None:
-        return Choice("reference", "a softcap on the scores: no fused kernel of PyTorch has one")
-    return Choice("sdpa", "the fused kernel of this device")
+@overload
+def attention(
+    q_BTNH: Tensor,
+    k_BSKH: Tensor,
+    v_BSKH: Tensor,
+    *,
+    causal: bool,
+    window: int | None = None,
+    sinks: int | Tensor | Sinks | None = None,
+    softcap: float | None = None,
+    alibi: Tensor | None = None,
+    bias: Tensor | None = None,
+    cu_seqlens: Tensor | tuple[Tensor, Tensor] | None = None,
+    block_mask: BlockMask | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: int | None = None,
+    return_lse: Literal[True],
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]: ...
 
 
 def attention(
@@ -56,70 +74,115 @@ def attention(
     *,
     causal: bool,
     window: int | None = None,
-    mask: Tensor | None = None,
-    scale: float | None = None,
+    sinks: int | Tensor | Sinks | None = None,
     softcap: float | None = None,
+    alibi: Tensor | None = None,
+    bias: Tensor | None = None,
+    cu_seqlens: Tensor | tuple[Tensor, Tensor] | None = None,
+    block_mask: BlockMask | None = None,
+    scale: float | None = None,
     dropout_p: float = 0.0,
+    dropout_seed: int | None = None,
+    return_lse: bool = False,
     backend: Backend = "auto",
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Scaled dot-product attention of N query heads over K key-value heads: [B, T, N, H].
 
-    K = N is multi-head, K = 1 multi-query, between them grouped-query attention.
+    K = N is multi-head, K = 1 multi-query, between them grouped-query attention. Values may
+    have another head size than keys.
 
     Args:
         causal: a query sees no later key. The last query stands at the last key, so
             T < S continues a cache.
         window: a query sees the `window` latest keys, its own included; needs `causal`.
-        mask: boolean (true: seen) or added to the scores; broadcast to [B, N, T, S].
+        sinks: a whole number keeps that many first keys visible beside the window; [N]
+            numbers are learned logits that join each head's softmax without a value;
+            `Sinks` says both.
+        softcap: c replaces a score s by c tanh(s / c), before ALiBi and bias.
+        alibi: [N] slopes; a score loses its head's slope times the distance.
+        bias: added to the scores, or boolean (true: seen); broadcast to [B, N, T, S].
+        cu_seqlens: where sequences packed into one row (B = 1) begin, with the end: whole
+            numbers, or a pair for queries and keys. The call is then the batch of those
+            sequences without padding; `bias` and `block_mask` keep that batch's axes.
+        block_mask: which blocks of keys each block of queries may look at.
         scale: of the scores; None means H ** -0.5.
-        softcap: c replaces a score s by c tanh(s / c).
         dropout_p: the share of weights dropped, in training and evaluation alike.
-        backend: "auto" lets `choose_backend` choose.
+        dropout_seed: the same seed drops the same weights on every backend but sdpa;
+            None draws one from PyTorch's generator.
+        return_lse: also return the log of each row's denominator [B, T, N], learned sinks in
+            it, with a gradient: what joins results over several stretches of keys.
+        backend: "auto" takes the fastest that can do the job; `explain_dispatch` says why.
 
-    A query that sees no key gives zeros.
+    A query that sees no key gives zeros, and -inf as its log.
 
     >>> q = k = v = torch.ones(1, 3, 2, 4)
     >>> attention(q, k, v, causal=True).shape
     torch.Size([1, 3, 2, 4])
+    >>> _, lse_BTN = attention(q, k, v, causal=True, return_lse=True)
+    >>> lse_BTN[0, :, 0]
+    tensor([2.0000, 2.6931, 3.0986])
 
     Raises:
-        InputError: shapes or options that do not fit together; all are listed.
+        InputError: arguments that do not fit together, or that the backend asked for
+            cannot do; all are listed.
     """
-    check_arguments(
+    options = read_options(
         q_BTNH,
         k_BSKH,
         v_BSKH,
         causal=causal,
         window=window,
-        mask=mask,
+        sinks=sinks,
+        softcap=softcap,
+        alibi=alibi,
+        bias=bias,
+        cu_seqlens=cu_seqlens,
+        block_mask=block_mask,
         scale=scale,
         dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        return_lse=return_lse,
     )
-    choice = choose_backend(backend, softcap=softcap)
-    scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
-    n_queries = q_BTNH.shape[1]
-    if window is not None and mask is None:
-        # Keys that have left every query's window need not be read at all.
-        n_near = n_queries + window - 1
-        k_BSKH, v_BSKH = k_BSKH[:, -n_near:], v_BSKH[:, -n_near:]
-    n_keys = k_BSKH.shape[1]
-    windowed = window is not None and window < n_keys
-    # The square triangle is left to the fused kernels, which then skip its empty half.
-    triangle = causal and not windowed and mask is None and n_queries == n_keys
-    triangle = triangle and choice.backend == "sdpa"
-    if windowed or (causal and n_queries > 1 and not triangle):
-        seen_TS = visible_keys(n_queries, n_keys, window, q_BTNH.device)
-        mask = seen_TS if mask is None else _both(mask, seen_TS)
-    if choice.backend == "sdpa":
-        return sdpa.attend(
-            q_BTNH, k_BSKH, v_BSKH, mask=mask, causal=triangle, scale=scale, dropout_p=dropout_p
-        )
-    return reference.attend(
-        q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=scale, dropout_p=dropout_p, softcap=softcap
-    )
+    taken = choose(backend, q_BTNH, k_BSKH, options).backend
+    out_BTNH, lse_BTN = _attend_with(taken)(q_BTNH, k_BSKH, v_BSKH, _seeded(options, taken))
+    if not return_lse:
+        return out_BTNH
+    assert lse_BTN is not None
+    return out_BTNH, lse_BTN
 
 
-def _both(mask: Tensor, seen_TS: Tensor) -> Tensor:
-    if mask.dtype == torch.bool:
-        return mask & seen_TS
-    return mask.masked_fill(~seen_TS, -torch.inf)
+def explain_dispatch(
+    q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, *, backend: Backend = "auto", **options: Any
+) -> Choice:
+    """Which backend `attention` would take for this call and why, and why not the others.
+
+    >>> q = k = v = torch.ones(1, 3, 2, 4)
+    >>> print(explain_dispatch(q, k, v, causal=True, softcap=30.0))
+    reference: at most 65536 scores a head: cheapest all at once
+    not sdpa: softcap: no fused kernel of PyTorch has one
+    not flex: device: FlexAttention has no backward on cpu
+    ...
+
+    Raises:
+        InputError: as `attention`.
+    """
+    read = read_options(q_BTNH, k_BSKH, v_BSKH, **options)
+    choice = choose(backend, q_BTNH, k_BSKH, read)
+    refused = (r for name in BACKENDS for r in refusals(name, q_BTNH, read))
+    return replace(choice, refused=tuple(refused))
+
+
+@cache
+def _attend_with(backend: Backend) -> Attend:
+    module = import_module(_MODULES.get(backend, f"isoflop.attention.{backend}"))
+    attend: Attend = module.attend
+    return attend if backend in _READ_PACKED else by_sequence(attend)
+
+
+def _seeded(options: Options, backend: Backend) -> Options:
+    """With a seed for dropout, drawn where none was given and ours is to be used."""
+    dropout = options.dropout
+    if dropout is None or dropout.seed is not None or backend == "sdpa":
+        return options
+    seed = int(torch.randint(1 << 62, ()))
+    return replace(options, dropout=replace(dropout, seed=seed))

@@ -6,6 +6,8 @@ N heads · K kv heads · H head size.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -51,10 +53,18 @@ def multi_head_attention(
     q_BTNH = torch.unflatten(query, -1, (num_heads, -1))
     k_BSKH = torch.unflatten(key, -1, (n_kv_heads, -1))
     v_BSKH = torch.unflatten(value, -1, (n_kv_heads, -1))
-    out_BTNH = attention(
-        q_BTNH, k_BSKH, v_BSKH, causal=causal, mask=mask, scale=scale, dropout_p=dropout_p
-    )
+    try:
+        out_BTNH = attention(
+            q_BTNH, k_BSKH, v_BSKH, causal=causal, bias=mask, scale=scale, dropout_p=dropout_p
+        )
+    except InputError as error:
+        raise InputError("multi_head_attention", [_as_named(p) for p in error.problems]) from None
     return out_BTNH.flatten(-2)
+
+
+def _as_named(problem: Problem) -> Problem:
+    """What `attention` calls a bias is the mask here."""
+    return replace(problem, field="mask") if problem.field == "bias" else problem
 
 
 def _problems(

@@ -1,6 +1,6 @@
 """Attention as it is written on paper: every score in memory, in the dtype given.
 
-The oracle of the other backends (in float64), and the path of what they cannot do.
+The oracle of the other backends (in float64); it can do everything.
 
 Letters: B batch · T query tokens · S key tokens · N heads · K kv heads · G = N / K · H d_head.
 """
@@ -8,44 +8,60 @@ Letters: B batch · T query tokens · S key tokens · N heads · K kv heads · G
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from isoflop.attention import masks, philox
+from isoflop.attention.options import Dropout, Options
 
 
 def attend(
-    q_BTNH: Tensor,
-    k_BSKH: Tensor,
-    v_BSKH: Tensor,
-    *,
-    mask: Tensor | None,
-    scale: float,
-    dropout_p: float = 0.0,
-    softcap: float | None = None,
-) -> Tensor:
-    """softmax(scale q k^T) v for each head; a query that sees no key gives zeros.
+    q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, options: Options
+) -> tuple[Tensor, Tensor]:
+    """softmax(scale q k^T) v for each head, and the log of the softmax's denominator [B, T, N].
 
-    `mask` is boolean (true: seen) or added to the scores, broadcast to [B, N, T, S].
+    A query that sees no key gives zeros, and -inf as its log.
     """
     n_kv_heads = k_BSKH.shape[2]
-    q_BTKGH = torch.unflatten(q_BTNH, 2, (n_kv_heads, -1))
-    scores_BKGTS = torch.einsum("btkgh,bskh->bkgts", q_BTKGH * scale, k_BSKH)
-    if softcap is not None:
-        scores_BKGTS = softcap * torch.tanh(scores_BKGTS / softcap)
-    scores_BNTS = scores_BKGTS.flatten(1, 2)
-    weights_BNTS = _softmax(scores_BNTS, mask)
-    weights_BKGTS = torch.unflatten(F.dropout(weights_BNTS, dropout_p), 1, (n_kv_heads, -1))
+    weights_BNTS, lse_BNT = _softmax(_scores(q_BTNH, k_BSKH, options), options.sinks.logits)
+    if options.dropout is not None:
+        keep_BNTS = _kept(options.dropout, weights_BNTS)
+        weights_BNTS = weights_BNTS * keep_BNTS * philox.keep_scale(options.dropout.p)
+    weights_BKGTS = torch.unflatten(weights_BNTS, 1, (n_kv_heads, -1))
     out_BTKGH = torch.einsum("bkgts,bskh->btkgh", weights_BKGTS, v_BSKH)
-    return out_BTKGH.flatten(2, 3)
+    return out_BTKGH.flatten(2, 3), lse_BNT.transpose(1, 2)
 
 
-def _softmax(scores_BNTS: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax over the seen keys, zeros where none is seen."""
-    if mask is None:
-        return scores_BNTS.softmax(-1)
-    if mask.dtype == torch.bool:
-        scores_BNTS = scores_BNTS.masked_fill(~mask, -torch.inf)
-    else:
-        scores_BNTS = scores_BNTS + mask
+def _scores(q_BTNH: Tensor, k_BSKH: Tensor, options: Options) -> Tensor:
+    """[B, N, T, S]; -inf where a key is not seen."""
+    n_queries, n_keys, n_kv_heads = q_BTNH.shape[1], k_BSKH.shape[1], k_BSKH.shape[2]
+    q_BTKGH = torch.unflatten(q_BTNH, 2, (n_kv_heads, -1)) * options.scale
+    scores_BNTS = torch.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH).flatten(1, 2)
+    if options.softcap is not None:
+        scores_BNTS = options.softcap * torch.tanh(scores_BNTS / options.softcap)
+    added = masks.added_scores(options, n_queries, n_keys, scores_BNTS)
+    if added is not None:
+        scores_BNTS = scores_BNTS + added
+    seen = masks.visible_pairs(options, n_queries, n_keys, scores_BNTS.device)
+    return scores_BNTS if seen is None else scores_BNTS.masked_fill(~seen, -torch.inf)
+
+
+def _softmax(scores_BNTS: Tensor, sink_N: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Shares of the seen keys, and the log of their denominator, a sink's share in it."""
+    n_keys = scores_BNTS.shape[-1]
+    if sink_N is not None:
+        sink_BNT1 = sink_N.to(scores_BNTS.dtype)[:, None, None].expand(*scores_BNTS.shape[:-1], 1)
+        scores_BNTS = torch.cat([scores_BNTS, sink_BNT1], -1)
     # A row of -inf would give 0 / 0 in value and gradient; a finite row is zeroed instead.
-    blind = (scores_BNTS == -torch.inf).all(-1, keepdim=True)
-    return scores_BNTS.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
+    blind_BNT = (scores_BNTS == -torch.inf).all(-1)
+    safe_BNTS = scores_BNTS.masked_fill(blind_BNT[..., None], 0.0)
+    weights_BNTS = safe_BNTS.softmax(-1).masked_fill(blind_BNT[..., None], 0.0)
+    return weights_BNTS[..., :n_keys], safe_BNTS.logsumexp(-1).masked_fill(blind_BNT, -torch.inf)
+
+
+def _kept(dropout: Dropout, weights_BNTS: Tensor) -> Tensor:
+    batch, n_heads, n_queries, n_keys = weights_BNTS.shape
+    count = (torch.arange(n, device=weights_BNTS.device) for n in (batch, n_heads, n_queries))
+    sequence, head, query = count
+    return philox.kept(
+        dropout, sequence[:, None, None, None], head[:, None, None], query[:, None], 0, n_keys
+    )

@@ -5,43 +5,101 @@ Letters: B batch · T query tokens · S key tokens · N heads · K kv heads · H
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from isoflop.attention import masks
+from isoflop.attention.options import Options
+
+#: On Hopper and later cuDNN's kernel is the fastest of PyTorch's own; the others stand in.
+HOPPER_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
-def attend(
-    q_BTNH: Tensor,
-    k_BSKH: Tensor,
-    v_BSKH: Tensor,
-    *,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float,
-    dropout_p: float = 0.0,
-) -> Tensor:
-    """As `reference.attend`; `causal` is the plain triangle of T = S.
+def attend(q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, options: Options) -> tuple[Tensor, None]:
+    """As `reference.attend`, without the log; what is not a triangle becomes a dense mask.
 
-    It is kept out of `mask` because kernels skip the empty half only when told of it.
+    Dropout draws PyTorch's own random numbers.
     """
+    k_BSKH, v_BSKH = _near(q_BTNH, k_BSKH, v_BSKH, options)
+    # The square triangle is kept out of the mask: kernels skip the empty half only when told.
+    triangle = triangle_alone(q_BTNH.shape[1], k_BSKH.shape[1], options)
+    mask = None if triangle else _mask(q_BTNH, k_BSKH, options)
     q_BNTH, k_BKSH, v_BKSH = (x.transpose(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
     n_heads, n_kv_heads = q_BNTH.shape[1], k_BKSH.shape[1]
     if n_kv_heads != n_heads and mask is not None and q_BNTH.is_cuda:
         # Of the CUDA kernels only flash groups heads, and flash takes no mask.
         k_BKSH, v_BKSH = (_repeat_heads(x, n_heads // n_kv_heads) for x in (k_BKSH, v_BKSH))
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask.to(q_BNTH.dtype)
-    out_BNTH = F.scaled_dot_product_attention(
-        q_BNTH,
-        k_BKSH,
-        v_BKSH,
-        attn_mask=mask,
-        dropout_p=dropout_p,
-        is_causal=causal,
-        scale=scale,
-        enable_gqa=k_BKSH.shape[1] != n_heads,
-    )
-    return out_BNTH.transpose(1, 2)
+    with _preferred(q_BTNH):
+        out_BNTH = F.scaled_dot_product_attention(
+            q_BNTH,
+            k_BKSH,
+            v_BKSH,
+            attn_mask=mask,
+            dropout_p=0.0 if options.dropout is None else options.dropout.p,
+            is_causal=triangle,
+            scale=options.scale,
+            enable_gqa=k_BKSH.shape[1] != n_heads,
+        )
+    return out_BNTH.transpose(1, 2), None
+
+
+def triangle_alone(n_queries: int, n_keys: int, options: Options) -> bool:
+    """Whether the square causal triangle is all that hides keys."""
+    square = options.causal and n_queries == n_keys
+    return square and not _windowed(n_keys, options) and not _shaped(options)
+
+
+def needs_mask(n_queries: int, n_keys: int, options: Options) -> bool:
+    """Whether a mask of T * S entries will stand in memory."""
+    hides = options.causal and (n_queries > 1 or _windowed(n_keys, options))
+    hides = hides or _shaped(options)
+    return hides and not triangle_alone(n_queries, n_keys, options)
+
+
+def _windowed(n_keys: int, options: Options) -> bool:
+    return options.window is not None and options.window < n_keys
+
+
+def _shaped(options: Options) -> bool:
+    shapes = options.alibi, options.bias, options.block_mask
+    return any(x is not None for x in shapes)
+
+
+def _near(
+    q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, options: Options
+) -> tuple[Tensor, Tensor]:
+    """Without the keys that have left every query's window: they need not be read at all."""
+    if options.window is None or options.sinks.tokens or _shaped(options):
+        return k_BSKH, v_BSKH
+    n_near = q_BTNH.shape[1] + options.window - 1
+    return k_BSKH[:, -n_near:], v_BSKH[:, -n_near:]
+
+
+def _mask(q_BTNH: Tensor, k_BSKH: Tensor, options: Options) -> Tensor | None:
+    """Boolean where nothing is added to the scores, else floating."""
+    n_queries, n_keys = q_BTNH.shape[1], k_BSKH.shape[1]
+    if not needs_mask(n_queries, n_keys, options):
+        return None
+    seen = masks.visible_pairs(options, n_queries, n_keys, q_BTNH.device)
+    added = masks.added_scores(options, n_queries, n_keys, q_BTNH)
+    if added is None:
+        return seen
+    return added if seen is None else added.masked_fill(~seen, -torch.inf)
+
+
+def _preferred(q_BTNH: Tensor) -> AbstractContextManager[None]:
+    if q_BTNH.is_cuda and torch.cuda.get_device_capability(q_BTNH.device) >= (9, 0):
+        return sdpa_kernel(HOPPER_FIRST, set_priority=True)
+    return nullcontext()
 
 
 def _repeat_heads(x_BKSH: Tensor, times: int) -> Tensor:
