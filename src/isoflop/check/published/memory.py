@@ -19,6 +19,7 @@ from isoflop.check.published.shapes import Skip
 from isoflop.check.published.table import Table
 from isoflop.count import (
     KERNELS,
+    STACKS,
     TRAINING_STATES,
     Kernels,
     Lora,
@@ -27,17 +28,34 @@ from isoflop.count import (
     Shards,
     Trained,
     Workload,
-    bytes_runtime,
+    bytes_kv_cache,
     finetune_memory,
     memory_inference,
     memory_rank,
     memory_training,
+    overhead,
 )
 from isoflop.count.memory_saved import Recompute
 from isoflop.errors import InputError, Problem
+from isoflop.plan.shard import bytes_boundary
+from isoflop.quantity import Basis, Interval, Node, Symbol
 
 GB, GIB = 10**9, 2**30
 Row: TypeAlias = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What a row's numbers come to.
+
+    `own` are the model's own bytes, `beside` the tree of what the software of one accelerator
+    holds beside them (None: what was measured leaves it out, or it is no measurement).
+    """
+
+    own: float
+    beside: Node | None = None
+    kind: str = "allocator"
+    n_accelerators: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +65,27 @@ class Result:
     row: str
     family: str
     group: str
-    kind: str
-    predicted: float
+    by: Predicted
     published: float | None
     stated: str
-    n_accelerators: int = 1
+
+    @property
+    def kind(self) -> str:
+        return self.by.kind
+
+    @property
+    def predicted(self) -> float:
+        beside = self.by.beside
+        return self.by.own + (self.by.n_accelerators * float(beside.value) if beside else 0)
+
+    @property
+    def spread(self) -> Interval | None:
+        """Where the published number is expected, by the ranges of what the software holds."""
+        inside = self.by.beside.interval if self.by.beside else None
+        if inside is None:
+            return None
+        low, high = (self.by.own + self.by.n_accelerators * x for x in (inside.low, inside.high))
+        return Interval(low, high, inside.level)
 
     @property
     def error(self) -> float:
@@ -59,30 +93,20 @@ class Result:
         return self.predicted / self.published - 1
 
     @property
-    def error_with_runtime(self) -> float:
-        """With what each plan adds for the context, libraries and buffers of an accelerator."""
+    def error_own(self) -> float:
+        """With the model's own bytes alone."""
         assert self.published is not None
-        runtime = self.n_accelerators * float(bytes_runtime(self.stack).value)
-        return (self.predicted + runtime) / self.published - 1
+        return self.by.own / self.published - 1
 
     @property
     def missing(self) -> float:
-        """Bytes per accelerator that were there and are not predicted."""
+        """Bytes per accelerator that were there and are not the model's own."""
         assert self.published is not None
-        return (self.published - self.predicted) / self.n_accelerators
+        return (self.published - self.by.own) / self.by.n_accelerators
 
     @property
-    def in_range(self) -> bool:
-        """Whether a plan's range, that of the runtime's memory, holds the published number."""
-        spread = bytes_runtime(self.stack).spread
-        assert spread is not None
-        return self.missing in spread
-
-    @property
-    def stack(self) -> str:
-        """BigScience's runs, and Qwen's of all parameters, were on DeepSpeed."""
-        engine = self.family in ("bloom-tr11", "bigscience-v100") or self.group == "Full-parameter"
-        return "deepspeed" if engine else "pytorch"
+    def in_range(self) -> bool | None:
+        return None if self.spread is None else self.published in self.spread
 
 
 @cache
@@ -118,7 +142,7 @@ def dropped(name: str, d_model: int, n_layers: int, n_heads: int) -> Arch:
 # --- one prediction per source ----------------------------------------------------------------
 
 
-def korthikanti(row: Row) -> tuple[float, str]:
+def korthikanti(row: Row) -> Predicted:
     """The paper's own formulas: 18 bytes per parameter, layers' activations of stage 0."""
 
     def layers(recompute: Recompute, sequence_parallel: bool) -> float:
@@ -133,11 +157,11 @@ def korthikanti(row: Row) -> tuple[float, str]:
     if row["component"].startswith("params"):
         shards = Shards(tp=8, pp=int(row["pp"]), virtual=int(row["virtual_pp"]))
         rank = memory_rank(job, shards, stage=int(row["pp"]) // 2)
-        return sum(float(c.value) for c in rank.children[:3]), "formula"
+        return Predicted(sum(float(c.value) for c in rank.children[:3]), kind="formula")
     kept = layers(_recompute(row), row["sequence_parallel"] == "yes")
     if row["component"] == "activations ratio":
-        return kept / layers("none", sequence_parallel=False) * 100, "formula"
-    return kept, "formula"
+        kept *= 100 / layers("none", sequence_parallel=False)
+    return Predicted(kept, kind="formula")
 
 
 def _recompute(row: Row) -> Recompute:
@@ -146,32 +170,52 @@ def _recompute(row: Row) -> Recompute:
     return cast(Recompute, row["recompute"])
 
 
-def bigscience(row: Row) -> tuple[float, str]:
-    """Megatron-DeepSpeed: fp16 Adam whose step makes fp32 gradients, ZeRO-1, no flash attention,
-    no sequence parallelism.
+#: What a process that has done nothing yet shows in nvidia-smi, as BigScience measured it on its
+#: own machines (tr3m-1B3.md, calibration; tr11-176B-ml/chronicles-prequel.md).
+CONTEXTS = {"V100": 1113 * 2**20, "A100": 1573 * 2**20}
 
+
+def bigscience(row: Row) -> Predicted:
+    """Megatron-DeepSpeed: fp16 Adam whose step makes fp32 gradients, ZeRO-1, no flash attention,
+    no sequence parallelism; cross entropy in fp32 beside logits in fp16.
+
+    BLOOM's rows give the most of the first and last stage. The table of V100 must give the first:
+    two of its runs ran out of memory on 16 GB where the same, on 32 GB, is given 13 and 15 GB.
     Layers that a row leaves out are the multiple of pp nearest to its size label over 12 h^2.
     """
-    shape = dict(re.findall(r"(layers|hidden|heads)=(\d+)", row["notes"]))
-    hidden, pp = int(shape["hidden"]), int(row["pp"])
-    label = float(row["params"]) / (12 * hidden**2)
-    n_layers = int(shape.get("layers") or pp * round(label / pp))
-    bloom = row["source_family"] == "bloom-tr11"
-    n_heads = int(shape.get("heads") or 96)
-    arch = gpt(row["model"], d_model=hidden, n_layers=n_layers, n_heads=n_heads,
-               vocab_size=250880 if bloom else 50304, max_seq_len=2048,
-               dropout=0.0 if bloom else 0.1)  # fmt: skip
-    kernels = replace(KERNELS["korthikanti"], statistics=True)
+    kernels = replace(KERNELS["korthikanti"], statistics=True, loss="eager")
     work = Workload.train(int(row["micro_batch"]), 2048)
-    job = Trained(arch, work, TRAINING_STATES["fp16-fp32-main-grads"], _recompute(row), kernels)
-    dp = int(row["dp"])
+    state = TRAINING_STATES["fp16-fp32-main-grads"]
+    job = Trained(_megatron(row), work, state, _recompute(row), kernels)
+    dp, pp = int(row["dp"]), int(row["pp"])
     shards = Shards(tp=int(row["tp"]), pp=pp, dp=dp, zero=0 if row["sharding"] == "ZeRO-0" else 1,
                     sequence_parallel=False)  # fmt: skip
     n_micro = max(1, int(row["batch_or_grad_accum"].split()[-1]) // (dp * int(row["micro_batch"])))
-    ends = {0, min(1, pp - 1), pp - 1}  # uneven stages are short at the ends
-    return max(
-        float(memory_rank(job, shards, n_micro=n_micro, stage=s).value) for s in ends
-    ), "allocator"
+    context = Symbol("bytes_context", CONTEXTS[row["gpu_type"][:4]], Basis.MEASURED)
+    stack = replace(STACKS["deepspeed"], context=context)
+
+    def held(stage: int) -> Predicted:
+        rank = memory_rank(job, shards, n_micro=n_micro, stage=stage)
+        outputs = shards.in_flight(stage, n_micro) * bytes_boundary(job, shards) if pp > 1 else 0
+        return Predicted(float(rank.value), overhead(stack, rank, shards, outputs))
+
+    # Uneven stages are short at the ends.
+    stages = {0, min(1, pp - 1), pp - 1} if row["source_family"] == "bloom-tr11" else {0}
+    return max(map(held, stages), key=_whole)
+
+
+def _whole(by: Predicted) -> float:
+    return by.own + float(by.beside.value if by.beside else 0)
+
+
+def _megatron(row: Row) -> Arch:
+    shape = dict(re.findall(r"(layers|hidden|heads)=(\d+)", row["notes"]))
+    hidden, pp = int(shape["hidden"]), int(row["pp"])
+    label = float(row["params"]) / (12 * hidden**2)
+    bloom = row["source_family"] == "bloom-tr11"
+    return gpt(row["model"], d_model=hidden, n_layers=int(shape.get("layers") or pp * round(label / pp)),
+               n_heads=int(shape.get("heads") or 96), vocab_size=250880 if bloom else 50304,
+               max_seq_len=2048, dropout=0.0 if bloom else 0.1)  # fmt: skip
 
 
 #: Longest samples of Alpaca in each model's tokens, from the table's notes.
@@ -179,8 +223,11 @@ LONGEST = {"phi-1.5 1.3B": 1044, "StableLM Alpha 3B": 1034, "Llama 2 7B": 1304, 
            "Falcon 40B": 1079}  # fmt: skip
 
 
-def litgpt(row: Row) -> tuple[float, str]:
-    """bf16-true: weights, updates and AdamW's moments in bf16; LoRA of rank 8 on q and v."""
+def litgpt(row: Row) -> Predicted:
+    """bf16-true: weights, updates and AdamW's moments in bf16; LoRA of rank 8 on q and v.
+
+    It prints torch.cuda.max_memory_allocated() / 1e9: what the allocator handed out.
+    """
     if row["model"] not in LONGEST:
         raise Skip("the fine-tuning method is not stated")
     arch, work = (
@@ -194,47 +241,75 @@ def litgpt(row: Row) -> tuple[float, str]:
     else:
         raise Skip("adapter v2 scales every matrix's output, which is not modelled")
     base = {"None": None, "bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-dq"}[row["quantization"]]
+    kernels = replace(KERNELS["huggingface"], fused_qkv=True, frozen_inputs=base is not None)
     tree = finetune_memory(arch, work, method, TRAINING_STATES["bf16-pure"], base=base,
-                           kernels=KERNELS["huggingface"])  # fmt: skip
-    return float(tree.value), "allocator"
+                           kernels=kernels)  # fmt: skip
+    return Predicted(float(tree.value))
 
 
 ALL_LINEAR = ("q", "k", "v", "out", "gate", "up", "down")
 
+#: PyTorch 2.0's foreach AdamW makes two copies, later ones make one.
+TORCH_2_0 = replace(STACKS["pytorch"], step_copies=1)
+#: Qwen's finetune/ds_config_zero2.json: buckets of 2e8, two for reducing (overlap_comm).
+ZERO_2 = replace(STACKS["deepspeed"], bucket=2 * 10**8, reduce_buckets=2)
+#: ZeRO-3 gathers unit by unit, which `memory_rank` counts; its buckets are small ("auto").
+ZERO_3 = replace(STACKS["deepspeed"], bucket=0, reduce_buckets=0, gathers=False, flat=False)
 
-def qwen(row: Row) -> tuple[float, str]:
-    """Qwen's scripts: rank 64 on every matrix, gradient checkpointing, flash attention."""
+
+def qwen(row: Row) -> Predicted:
+    """Qwen's scripts: gradient checkpointing, flash attention; LoRA of rank 64 on every matrix.
+
+    LoRA and what trains whole run under autocast; Q-LoRA is fp16 on DeepSpeed. What trains whole
+    is in the model's bf16, moments too. Weights of all parameters are ZeRO-2's on one
+    accelerator, ZeRO-3's on two.
+    """
     arch = models()[row["model"]]
     work = Workload.train(int(row["micro_batch"]), int(row["seq_len"]))
-    state, kernels = TRAINING_STATES["bf16"], KERNELS["huggingface"]
+    kernels = replace(KERNELS["huggingface"], loss="autocast")
     match row["task"]:
-        case "Full-parameter" if int(row["num_gpus"]) == 1:
-            tree = memory_training(arch, work, state, kernels=kernels, recompute="full")
-            return float(tree.value), "allocator"
-        case "Full-parameter":
-            rank = memory_rank(Trained(arch, work, state, "full", kernels), Shards(dp=2, zero=3))
-            return 2 * float(rank.value), "allocator"
         case "LoRA (multinode)":
             raise Skip("sharded fine-tuning is not modelled")
+        case "Full-parameter":
+            n = int(row["num_gpus"])
+            state = TRAINING_STATES["bf16" if n > 1 else "fp16-fp32-main-grads"]
+            state, plain = replace(state, activation=Precision.BF16), KERNELS["huggingface"]
+            shards = Shards(dp=n, zero=3 if n > 1 else 0)
+            tree = memory_rank(Trained(arch, work, state, "full", plain), shards)
+            beside = overhead(ZERO_3 if n > 1 else ZERO_2, tree, shards)
+            return Predicted(n * float(tree.value), beside, n_accelerators=n)
+        case "Q-LoRA":
+            half = replace(TRAINING_STATES["bf16"], activation=Precision.FP16)
+            tree = finetune_memory(arch, work, Lora(64, ALL_LINEAR), half, base="int4-zero",
+                                   kernels=replace(kernels, loss="same"), recompute="full")  # fmt: skip
+            return Predicted(float(tree.value), overhead(ZERO_2, tree, Shards()))
     whole = ("embedding/tokens", "head") if row["task"] == "LoRA (emb)" else ()
-    base = "int4-zero" if row["task"] == "Q-LoRA" else None
-    tree = finetune_memory(arch, work, Lora(64, ALL_LINEAR, whole), state, base=base, kernels=kernels,
+    state = TRAINING_STATES["bf16-pure" if whole else "bf16"]
+    tree = finetune_memory(arch, work, Lora(64, ALL_LINEAR, whole), state, kernels=kernels,
                            recompute="full")  # fmt: skip
-    return float(tree.value), "allocator"
+    return Predicted(float(tree.value), overhead(TORCH_2_0, tree, Shards()))
 
 
-def qwen_kv(row: Row) -> tuple[float, str]:
-    """Generating with transformers: weights, the cache of all tokens, the last logits."""
-    work = Workload.decode(int(row["micro_batch"]), int(row["seq_len"]))
-    return float(memory_inference(models()["Qwen-7B"], work, Precision.BF16).value), "allocator"
+def qwen_kv(row: Row) -> Predicted:
+    """Generating with transformers of 2023: weights, the last logits, and the cache twice.
+
+    Each new token's cache is the old one joined with it, and the old one of all layers is held
+    until the forward pass is over.
+    """
+    arch, work = models()["Qwen-7B"], Workload.decode(int(row["micro_batch"]), int(row["seq_len"]))
+    held = memory_inference(arch, work, Precision.BF16)
+    return Predicted(float(held.value) + float(bytes_kv_cache(arch, work, Precision.BF16).value))
 
 
 COMPILED = Kernels("compiled", "torch.compile: norms and gates fused, cross entropy eager",
                    gate_factor=False, loss="eager")  # fmt: skip
 
 
-def torchtune(row: Row) -> tuple[float, str]:
-    """Full fine-tuning in bf16 throughout; each row adds one switch to the one before."""
+def torchtune(row: Row) -> Predicted:
+    """Full fine-tuning in bf16 throughout; each row adds one switch to the one before.
+
+    Memory is "active": what tensors take, without the process or fragments.
+    """
     switches: dict[str, tuple[Kernels, Recompute]] = {
         "+ Packed dataset": (KERNELS["huggingface"], "none"),
         "+ Compile": (COMPILED, "none"),
@@ -247,40 +322,47 @@ def torchtune(row: Row) -> tuple[float, str]:
     work = Workload.train(int(row["micro_batch"]), int(row["seq_len"]))
     tree = memory_training(models()[row["model"]], work, TRAINING_STATES["bf16-pure"], kernels=kernels,
                            recompute=recompute)  # fmt: skip
-    return float(tree.value), "allocator"
+    return Predicted(float(tree.value))
 
 
-def qlora(_row: Row) -> tuple[float, str]:
+def qlora(_row: Row) -> Predicted:
     """The paper's claim: 65B on one 48 GB card; rank 64 on every matrix, 512 tokens."""
     tree = finetune_memory(models()["LLaMA-65B"], Workload.train(1, 512), Lora(64, ALL_LINEAR),
                            TRAINING_STATES["bf16"], base="nf4-dq", recompute="full",
                            kernels=KERNELS["huggingface"])  # fmt: skip
-    return float(tree.value), "allocator"
+    return Predicted(float(tree.value))
 
 
-SOURCES: dict[str, Callable[[Row], tuple[float, str]]] = {
+SOURCES: dict[str, Callable[[Row], Predicted]] = {
     "korthikanti-2022": korthikanti, "bloom-tr11": bigscience, "bigscience-v100": bigscience,
     "litgpt": litgpt, "qwen-finetune": qwen, "qwen-kv": qwen_kv, "torchtune": torchtune, "qlora": qlora,
 }  # fmt: skip
 
 
-def _trainer(row: Row) -> Callable[[Row], tuple[float, str]]:
+def _trainer(row: Row) -> Callable[[Row], Predicted]:
     if row["source_family"] not in SOURCES:
         raise Skip(f"how {row['source_family'] or 'its source'} trains is not known")
     return SOURCES[row["source_family"]]
 
 
+#: Sources whose "GB" are 2^30 bytes: BigScience's are read off nvidia-smi ("was quickly getting
+#: the memory snapshot with nvidia-smi"); Qwen's README gives a 72B model of 144.6e9 bytes, cache
+#: included, 144.69.
+BINARY = frozenset({"bloom-tr11", "bigscience-v100", "qwen-kv"})
+
+
 def unit(row: Row) -> float:
     if row["unit"].startswith("percent"):
         return 1
-    return GIB if row["unit"].startswith("GiB") else GB
+    binary = row["unit"].startswith("GiB") or row["source_family"] in BINARY
+    return GIB if binary else GB
 
 
 def results(rows: Sequence[Row]) -> Iterator[Result | tuple[Row, str]]:
     """Each row as a result, or as the reason why there is none."""
     for row in rows:
         try:
-            predicted, kind = _trainer(row)(row)
+            by = _trainer(row)(row)
         except Skip as why:
             yield row, str(why)
             continue
@@ -291,17 +373,14 @@ def results(rows: Sequence[Row]) -> Iterator[Result | tuple[Row, str]]:
             group = f"LoRA, base {row['quantization'].replace('None', 'bf16')}"
         if row["source_family"] == "korthikanti-2022":
             group = row["component"]
-        summed = int(row["num_gpus"] or 1) if "sum over" in row["unit"] else 1
-        yield Result(
-            row["row_id"], row["source_family"], group, kind, predicted, published, stated, summed
-        )
+        yield Result(row["row_id"], row["source_family"], group, by, published, stated)
 
 
 def judge_memory(table: Table) -> tuple[Judged, ...]:
     """Every row of a table of memory beside its prediction.
 
-    What the process holds besides is added as plans do, with its range, where a machine
-    reported the number; a paper's own formulas are met as they are.
+    What the software holds besides is added with its range where a whole process was measured;
+    what an allocator handed out, and a paper's own formulas, are met as they are.
 
     Raises:
         InputError: a row of a known source has a cell that cannot be read.
@@ -330,14 +409,5 @@ def _judged(row: Row, item: Result | tuple[Row, str]) -> Judged:
     judged = Judged(
         row["row_id"], item.family, item.group, row["model"], what, item.published, item.predicted
     )
-    if item.kind == "formula":
-        return judged
-    spread = bytes_runtime(item.stack).spread
-    assert spread is not None
-    runtime = float(bytes_runtime(item.stack).value)
-    return replace(
-        judged,
-        predicted=item.predicted + item.n_accelerators * runtime,
-        low=item.predicted + item.n_accelerators * spread.low,
-        high=item.predicted + item.n_accelerators * spread.high,
-    )
+    spread = item.spread
+    return judged if spread is None else replace(judged, low=spread.low, high=spread.high)
