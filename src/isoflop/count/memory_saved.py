@@ -130,7 +130,12 @@ class Keeping:
     def _bytes_each(self, part: Part, saved: Saved) -> tuple[Expr, ...]:
         fp32, own = Precision.FP32.bytes_each, self.activation.bytes_each
         if isinstance(part.operator, Loss):
-            loss = {"in_place": fp32, "eager": own + 2 * fp32, "autocast": 3 * fp32, "same": 4 * own}
+            loss = {
+                "in_place": fp32,
+                "eager": own + 2 * fp32,
+                "autocast": 3 * fp32,
+                "same": 4 * own,
+            }
             return (loss[self.kernels.loss],)
         match part.operator:
             case Pointwise("rms_norm") if saved.name == "input" and self.kernels.norm_copies:

@@ -42,27 +42,34 @@ BYTES_CONTEXT = Symbol(
 
 BYTES_COMMUNICATOR = Symbol(
     "bytes_communicator",
-    5 * 10**8,
-    Basis.FITTED,
-    Interval(10**8, 15 * 10**8),
-    meaning="NCCL's buffers for one group of ranks, on each of them",
+    688 * 2**20,
+    Basis.ASSUMED,
+    Interval(2 * 10**8, 11 * 10**8),
+    meaning="buffers of NCCL for one group of ranks, on each of them",
     source=(
-        "linear in channels, whatever the number of ranks (NVIDIA/nccl#864, #986, where one group "
-        "takes up to 1.6 GB); 80 peaks of Megatron-DeepSpeed (docs/memory-validation.md)"
+        "544 MB for two and 688 MB for more A100 (NVIDIA/nccl#964); linear in channels, not in ranks "
+        "(#986): half on four V100, which have 12 (#713) where eight A100 have 24 (nccl-tests#100); "
+        "1.06 GB for a first group on H100 (#1685)"
     ),
 )
 
 
-def _share(value: float, low: float, high: float, source: str) -> Symbol:
-    return Symbol("share_fragments", value, Basis.FITTED, Interval(low, high), source=source,
+def _share(value: float, basis: Basis, spread: Interval, source: str) -> Symbol:
+    return Symbol("share_fragments", value, basis, spread, source=source,
                   meaning="memory that the allocator keeps and cannot use, per byte of activations")  # fmt: skip
 
 
 FRAGMENTS_FITTED = _share(
-    0.2, 0, 0.5, "116 peaks of whole processes, allocators of 2021 to 2023 (docs/memory-validation.md)"
+    0.2,
+    Basis.FITTED,
+    Interval(0, 0.5),
+    "125 peaks of whole processes, allocators of 2021 to 2023 (docs/memory-validation.md)",
 )
 FRAGMENTS_ASSUMED = _share(
-    0.05, 0, 0.3, "little with expandable segments (PyTorch 2.1 and newer), up to 0.3 as fitted without"
+    0.05,
+    Basis.ASSUMED,
+    Interval(0, 0.3),
+    "little with expandable segments (PyTorch 2.1 and newer), 0.2 as fitted to older ones",
 )
 
 
@@ -131,9 +138,9 @@ def overhead(stack: MemoryStack, held: Node, shards: Shards, outputs: Expr | int
     >>> held = branch("rank", "bytes", [leaf(f"bytes_{n}", "bytes", 10**9)
     ...     for n in ("weights", "grads", "optimizer", "activations")])
     >>> tree = overhead(STACKS["deepspeed"], held, Shards(tp=2, dp=4, zero=1))
-    >>> [(part.name, float(part.value) / 1e9) for part in tree.children]
+    >>> [(part.name, round(float(part.value) / 1e9, 2)) for part in tree.children]
     ... # doctest: +NORMALIZE_WHITESPACE
-    [('context', 0.8), ('communicators', 1.5), ('reduce_buckets', 1.0), ('gather_bucket', 1.0),
+    [('context', 0.8), ('communicators', 2.16), ('reduce_buckets', 1.0), ('gather_bucket', 1.0),
      ('gradients_flat', 0.25), ('fragments', 0.2)]
     """
     sizes = {child.name: child.total for child in held.children}
@@ -161,11 +168,13 @@ def overhead(stack: MemoryStack, held: Node, shards: Shards, outputs: Expr | int
 
 
 def groups(shards: Shards) -> Expr:
-    """Groups of more than one rank that a rank is in: one of each kind, and all of them."""
-    kinds = ("tp", "pp", "dp", "cp", "ep")
-    sizes = [Symbol(kind, getattr(shards, kind)) for kind in kinds]
-    own = total(where(size - 1, 1, 0) for size in sizes)
-    return own + where(product(sizes[:4]) - 1, 1, 0)
+    """Groups of more than one rank that a rank is in: one of each kind, and one of all ranks.
+
+    Where ranks are split in one way alone, its group is all ranks.
+    """
+    kinds = ("tp", "pp", "dp", "cp")
+    ways = total(where(Symbol(kind, getattr(shards, kind)) - 1, 1, 0) for kind in kinds)
+    return ways + where(ways - 1, 1, 0) + where(Symbol("ep", shards.ep) - 1, 1, 0)
 
 
 def _flat(grads: Expr, shards: Shards, copies: Expr) -> Expr:

@@ -36,9 +36,10 @@ from isoflop.count import (
     overhead,
 )
 from isoflop.count.memory_saved import Recompute
+from isoflop.count.memory_stack import BYTES_COMMUNICATOR, BYTES_CONTEXT
 from isoflop.errors import InputError, Problem
 from isoflop.plan.shard import bytes_boundary
-from isoflop.quantity import Basis, Interval, Node, Symbol
+from isoflop.quantity import Basis, Interval, Node, Symbol, branch, leaf
 
 GB, GIB = 10**9, 2**30
 Row: TypeAlias = Mapping[str, str]
@@ -106,7 +107,9 @@ class Result:
 
     @property
     def in_range(self) -> bool | None:
-        return None if self.spread is None else self.published in self.spread
+        if self.spread is None or self.published is None:
+            return None
+        return self.published in self.spread
 
 
 @cache
@@ -170,9 +173,20 @@ def _recompute(row: Row) -> Recompute:
     return cast(Recompute, row["recompute"])
 
 
+def _measured(symbol: Symbol, size: int) -> Symbol:
+    """A constant as a host of this kind has it."""
+    return replace(symbol, given=size, basis=Basis.MEASURED)
+
+
 #: What a process that has done nothing yet shows in nvidia-smi, as BigScience measured it on its
-#: own machines (tr3m-1B3.md, calibration; tr11-176B-ml/chronicles-prequel.md).
-CONTEXTS = {"V100": 1113 * 2**20, "A100": 1573 * 2**20}
+#: own machines (tr3m-1B3.md, calibration; tr11-176B-ml/chronicles-prequel.md), and NCCL's buffers
+#: by its channels (`BYTES_COMMUNICATOR`).
+ON_A100 = replace(STACKS["deepspeed"], context=_measured(BYTES_CONTEXT, 1573 * 2**20))
+ON_V100 = replace(
+    STACKS["deepspeed"],
+    context=_measured(BYTES_CONTEXT, 1113 * 2**20),
+    communicator=_measured(BYTES_COMMUNICATOR, 688 * 2**20 * 12 // 24),
+)
 
 
 def bigscience(row: Row) -> Predicted:
@@ -191,8 +205,7 @@ def bigscience(row: Row) -> Predicted:
     shards = Shards(tp=int(row["tp"]), pp=pp, dp=dp, zero=0 if row["sharding"] == "ZeRO-0" else 1,
                     sequence_parallel=False)  # fmt: skip
     n_micro = max(1, int(row["batch_or_grad_accum"].split()[-1]) // (dp * int(row["micro_batch"])))
-    context = Symbol("bytes_context", CONTEXTS[row["gpu_type"][:4]], Basis.MEASURED)
-    stack = replace(STACKS["deepspeed"], context=context)
+    stack = ON_V100 if row["gpu_type"].startswith("V100") else ON_A100
 
     def held(stage: int) -> Predicted:
         rank = memory_rank(job, shards, n_micro=n_micro, stage=stage)
@@ -294,11 +307,13 @@ def qwen_kv(row: Row) -> Predicted:
     """Generating with transformers of 2023: weights, the last logits, and the cache twice.
 
     Each new token's cache is the old one joined with it, and the old one of all layers is held
-    until the forward pass is over.
+    until the forward pass is over. What was read is not stated: a whole process, as above.
     """
     arch, work = models()["Qwen-7B"], Workload.decode(int(row["micro_batch"]), int(row["seq_len"]))
     held = memory_inference(arch, work, Precision.BF16)
-    return Predicted(float(held.value) + float(bytes_kv_cache(arch, work, Precision.BF16).value))
+    process = branch("bytes_overhead", "bytes", [leaf("context", "bytes", BYTES_CONTEXT)])
+    old = float(bytes_kv_cache(arch, work, Precision.BF16).value)
+    return Predicted(float(held.value) + old, process)
 
 
 COMPILED = Kernels("compiled", "torch.compile: norms and gates fused, cross entropy eager",
