@@ -16,7 +16,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from isoflop.check.published.memory import GB, GIB, Result, Row, results
+from isoflop.check.published.memory import GB, GIB, Result, results
+from isoflop.check.published.trainers import Row
 
 
 def line(name: str, group: str, found: list[Result]) -> str:
