@@ -10,7 +10,7 @@ export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config g
 # Tests run in processes of one thread each; more threads than cores is a cliff (OpenMP spins).
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))")
 
-.PHONY: help setup demo test check lint types format bench bench-light fuzz schema validation clean
+.PHONY: step-fit help setup demo test check lint types format bench bench-light fuzz schema validation clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,3 +60,6 @@ fuzz: .venv.stamp ## 6 minutes: 10,000 malformed inputs of each kind
 
 clean: ## remove what make made
 	rm -rf .venv .venv.stamp demo-out
+
+step-fit: .venv.stamp ## refit the step-time model: make step-fit ROWS=steps.csv
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_fit.py $(ROWS) --write

@@ -55,6 +55,7 @@ PLANS = {
         "plan_budget:plan_budget_command",
         "Find the best model that a budget trains, and plan its run.",
     ),
+    "diff": ("plan_diff:plan_diff", "Show what changed between two plans, and why."),
 }
 
 #: optional packages, and the extra that installs each

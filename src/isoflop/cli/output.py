@@ -29,6 +29,21 @@ def note(text: str) -> None:
     print("\n".join(map(clean, text.splitlines())), file=sys.stderr)
 
 
+def write(text: str, path: Path | None) -> None:
+    """Text for a file, or on stdout where none is named; nothing is written over.
+
+    Raises:
+        InputError: the file exists, or its folder does not.
+    """
+    if path is None:
+        return say(text.rstrip("\n"))
+    if path.exists() or not path.parent.is_dir():
+        rule = "is a new file in a folder that exists"
+        raise InputError("command line", [Problem("--output", str(path), rule)])
+    path.write_text(text, encoding="utf-8")
+    return note(f"wrote {path}")
+
+
 def check_output(path: Path, kind: str = "") -> None:
     """Refuse, before any work is done, a file that cannot be written or is somebody else's.
 

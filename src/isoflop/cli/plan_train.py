@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from isoflop.cli.options import Count, Json, Real, load_model
-from isoflop.cli.output import emit, say
+from isoflop.cli.output import emit as to_json
+from isoflop.cli.output import say, write
 from isoflop.cli.plan import On, numbers
+from isoflop.cli.plan_search import NO_HUNT, Hunt, render_found
 from isoflop.errors import InputError, Problem
 from isoflop.hardware import Cluster, parse_cluster
-from isoflop.plan import Layout, TrainPlan, plan_train
+from isoflop.plan import Layout, TrainPlan
+from isoflop.plan.emit import emitted
 from isoflop.plan.quoted import Figure, Quoted, machines
+from isoflop.plan.train import TrainAsk, planned
+from isoflop.plan.work import Work
 from isoflop.quantity.units import format_bytes, format_exact, format_value
 from isoflop.report.text import footer, table, tree
+
+if TYPE_CHECKING:
+    from isoflop.plan.search import Found
 
 #: Refused layouts shown in text; JSON has them all.
 MOST_REFUSED = 3
@@ -56,6 +65,13 @@ class Split:
     zero: Literal[0, 1, 2, 3] | None = None
     virtual: int | None = None
     sequence_parallel: bool = True
+
+    def said(self, micro_batch: int | None) -> dict[str, int]:
+        """The sizes that a search must keep."""
+        given = {**asdict(self), "micro_batch": micro_batch}
+        if self.sequence_parallel:
+            del given["sequence_parallel"]
+        return {name: int(size) for name, size in given.items() if size is not None}
 
     def layout(self, cluster: Cluster, micro_batch: int) -> Layout | None:
         """The layout that the user fixed, None when nothing was said."""
@@ -115,12 +131,16 @@ def plan_train_command(
     source_len: Count | None = None,
     images: Count = 1,
     global_batch: Count | None = None,
-    micro_batch: Count = 1,
+    micro_batch: Count | None = None,
     precision: str = "bf16",
-    recompute: str = "none",
+    recompute: str | None = None,
     convention: str = "model",
     split: Split = AS_PLANNED,
     terms: Terms = AS_ASSUMED,
+    stack: str | None = None,
+    hunt: Hunt = NO_HUNT,
+    emit_: Annotated[str | None, Parameter(name="--emit")] = None,
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
     as_json: Json = False,
 ) -> None:
     """Plan a training run: time, energy, money, memory, layout.
@@ -140,50 +160,88 @@ def plan_train_command(
     global_batch
         Sequences per step; one micro-batch for each accelerator when not given.
     micro_batch
-        Sequences that one model copy works on at once.
+        Sequences that one model copy works on at once; 1 when not given, or searched.
     precision
         fp32, bf16 or another that the accelerator computes in.
     recompute
-        none, selective or full.
+        none, selective or full; none when not given, or searched.
     convention
         How FLOPs are counted: model (every product of the spec), causal (only the scores that
         the mask leaves) or 6nd (the rule of thumb).
+    stack
+        The trainer's software, such as megatron-2022 or torchtitan (`unknown` stands for any
+        other): steps are then timed operator by operator, not by a share of the roofline.
+    emit_
+        Write the layout for a trainer instead: recipe (isoflop's own), torchrun, megatron or
+        torchtitan.
+    output
+        File that --emit writes; standard output when not given.
     """
+    hunt.check()
     arch, cluster = load_model(model), parse_cluster(on)
-    plan = plan_train(
-        arch, tokens, cluster, seq_len=seq_len or arch.max_seq_len,
-        global_batch=global_batch or cluster.count * micro_batch, source_len=source_len, images=images,
-        precision=precision,  # type: ignore[arg-type]  # checked by plan_train, which lists the choices
-        recompute=recompute,  # type: ignore[arg-type]
-        convention=convention,  # type: ignore[arg-type]
-        micro_batch=micro_batch, layout=split.layout(cluster, micro_batch), **asdict(terms),
-    )  # fmt: skip
+    each = micro_batch or 1
+    work = Work(arch, tokens, seq_len or arch.max_seq_len,
+                convention,  # type: ignore[arg-type]  # checked by the plan, which lists the choices
+                recompute or "none",  # type: ignore[arg-type]
+                source_len, images)  # fmt: skip
+    ask = TrainAsk(work, cluster, global_batch or cluster.count * each,
+                   precision,  # type: ignore[arg-type]
+                   each, stack=stack, **asdict(terms))  # fmt: skip
+    if hunt.search:
+        found = hunt.found(ask, split.said(micro_batch), recompute_too=recompute is None)
+        return _tell(found.best, found, emit=emit_, output=output, as_json=as_json)
+    plan = planned(replace(ask, layout=split.layout(cluster, each)))
+    return _tell(plan, None, emit=emit_, output=output, as_json=as_json)
+
+
+def _tell(
+    plan: TrainPlan, found: Found | None, *, emit: str | None, output: Path | None, as_json: bool
+) -> None:
+    """The plan as a file for a trainer, as JSON, or as text."""
+    if emit is not None:
+        return write(emitted(emit, plan), output)
+    if output is not None:
+        raise InputError("plan train", [Problem("--output", output, "is given with --emit")])
     if as_json:
-        return emit("plan train", plan.to_json())
-    return say(render_train(plan))
+        search = {} if found is None else {"search": found.to_json()}
+        return to_json("plan train", {**plan.to_json(), **search})
+    return say(render_train(plan, found))
 
 
-def render_train(plan: TrainPlan) -> str:
+def render_train(plan: TrainPlan, found: Found | None = None) -> str:
     """A training plan as text: numbers with ranges, memory, what was refused, assumptions."""
     work = plan.ask.work
+    by = "" if plan.ask.stack is None else f", stack {plan.ask.stack}"
     lines = [
-        f"{work.arch.name} on {format_exact(work.tokens)} tokens, {plan.cluster}",
+        f"{work.arch.name} on {format_exact(work.tokens)} tokens, {plan.cluster}{by}",
         "",
         numbers({label: getattr(plan, name) for name, label in LABELS.items()}),
         "",
+    ]
+    lines += [_step(plan), ""] if found is None and plan.seconds_step is not None else []
+    lines += [render_found(found), ""] if found is not None else []
+    lines += [
         f"layout {plan.layout}{_idle(plan)}: "
         f"{format_bytes(plan.bytes_per_accelerator.value)} per accelerator "
         f"of {format_bytes(plan.cluster.chip.bytes_memory.value)}",
         tree(plan.bytes_per_accelerator, depth=1),
-        f"binding: {plan.binding}",
     ]
-    lines += [f"refused {r}" for r in plan.refused[:MOST_REFUSED]]
-    if len(plan.refused) > MOST_REFUSED:
-        lines.append(f"refused {len(plan.refused) - MOST_REFUSED} more (--json lists them)")
+    lines += _refused(plan) if found is None else []
     lines += ["", footer(plan.nodes().values())]
-    if plan.quoted:
+    if plan.quoted and found is None:
         lines += ["", render_quoted(work.arch.name, plan.quoted)]
     return "\n".join(lines)
+
+
+def _step(plan: TrainPlan) -> str:
+    assert plan.seconds_step is not None
+    return f"one step, at {float(plan.mfu.value):.1%} MFU:\n{tree(plan.seconds_step, depth=1)}"
+
+
+def _refused(plan: TrainPlan) -> list[str]:
+    lines = [f"binding: {plan.binding}", *(f"refused {r}" for r in plan.refused[:MOST_REFUSED])]
+    left = len(plan.refused) - MOST_REFUSED
+    return [*lines, f"refused {left} more (--json lists them)"] if left > 0 else lines
 
 
 #: How the numbers of a plan are called in text.

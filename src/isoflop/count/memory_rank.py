@@ -6,7 +6,7 @@ A new kind of block is sharded by the names of its axes alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -27,7 +27,20 @@ from isoflop.count.memory_weights import UNQUANTISED, Stored, format_of
 from isoflop.count.stages import layers_of_stage, pipeline_rules
 from isoflop.count.workload import Workload
 from isoflop.errors import InputError, Problem
-from isoflop.quantity import Basis, Expr, Node, Symbol, branch, ceil_div, leaf, number, total
+from isoflop.quantity import (
+    Basis,
+    Expr,
+    Node,
+    Symbol,
+    branch,
+    ceil_div,
+    leaf,
+    maximum,
+    minimum,
+    number,
+    total,
+    where,
+)
 from isoflop.quantity.expr import product
 
 #: Axes that tensor parallelism splits; key-value heads only as far as there are any.
@@ -71,11 +84,15 @@ class Shards:
         v-th of a stage (Korthikanti 2022, section 4.2.3: L (1 + (p - 1) / (p v)) at stage 0).
         Where layers do not divide, chunks of a stage differ by a layer; here they are equal.
         """
-        behind = self.pp - stage
-        chunks = 2 * (behind - 1) + (self.virtual - 1) * self.pp + 1 if self.virtual > 1 else behind
-        most = min(chunks, n_micro * self.virtual)
-        held = Symbol("n_in_flight", most, meaning="micro-batches in flight")
-        return held if self.virtual == 1 else held / Symbol("virtual_pp", self.virtual)
+        pp = Symbol("pp", self.pp, meaning="pipeline stages")
+        n = Symbol("n_micro_batches", n_micro, meaning="micro-batches per pipeline and step")
+        behind = pp - Symbol("stage", stage, meaning="the pipeline stage, counted from 0")
+        plain = minimum(behind, n)
+        if self.virtual == 1:
+            return plain
+        chunks = Symbol("virtual_pp", self.virtual, meaning="chunks of layers on each stage")
+        held = minimum(2 * (behind - 1) + (chunks - 1) * pp + 1, n * chunks)
+        return where(chunks - 1, held / chunks, plain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +100,7 @@ class Split:
     """The ways in which one kind of layer is split: `kv` of `tp` for key-value heads."""
 
     tp: Symbol
-    kv: Symbol
+    kv: Expr
     ep: Symbol = field(default_factory=lambda: Symbol("ep", 1))
 
     def sizes(self, weight: Weight) -> tuple[Expr, ...]:
@@ -110,17 +127,16 @@ class Split:
 
 def split_of(arch: Arch, kind: str, shards: Shards) -> Split:
     """How the layers of one kind are split; other parts have no key-value heads."""
-    tp = shards.tp
-    ways = Symbol("tp", tp, meaning="tensor parallel accelerators")
+    ways = Symbol("tp", shards.tp, meaning="tensor parallel accelerators")
     experts = Symbol("ep", shards.ep, meaning="ranks that the experts are spread over")
     layer = arch.kinds.get(kind)
     if layer is None or not isinstance(layer.attention, Attention):
         return Split(ways, ways, experts)
-    kv = min(tp, layer.attention.n_kv_heads)
-    if kv == tp:
+    attention = layer.attention
+    if attention.n_kv_heads == attention.n_heads:
         return Split(ways, ways, experts)
-    few = Symbol(f"tp_kv_{kind}", kv, meaning="ways that key-value heads split")
-    return Split(ways, few, experts)
+    heads = Symbol(f"n_kv_heads_{kind}", attention.n_kv_heads, meaning=f"key-value heads of {kind}")
+    return Split(ways, minimum(ways, heads), experts)
 
 
 Measure: TypeAlias = Callable[[Weight, Held], Expr]
@@ -168,17 +184,24 @@ def stage_parts(
     """
     own = layers_of_stage(arch.n_layers, pp, stage, virtual)
     kinds = Counter(arch.layers[i].name for i in own)
+    return parts_held(arch, root, kinds, first=stage == 0, last=stage == pp - 1)
+
+
+def parts_held(
+    arch: Arch, root: Part, kinds: Mapping[str, int], *, first: bool, last: bool
+) -> Iterator[tuple[Part, Expr]]:
+    """The parts of a stage that runs so many layers of each kind, by the rule of `stage_parts`."""
     for part in root.parts:
         if part.name in arch.kinds:
             if part.name in kinds:
                 meaning = f"layers of the kind {part.name} in one stage"
                 yield part, Symbol(f"n_{part.name}_stage", kinds[part.name], meaning=meaning)
         elif part.name == "embedding":
-            if stage == 0:
+            if first:
                 yield part, number(1)
-            elif stage == pp - 1 and arch.head.tied:
+            elif last and arch.head.tied:
                 yield _table(part), number(1)
-        elif stage == pp - 1 or part.name.startswith("relative_bias"):
+        elif last or part.name.startswith("relative_bias"):
             yield part, number(1)
 
 
@@ -217,6 +240,11 @@ def memory_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 
     _check_stage(job.arch, shards, stage)
     root = describe(job.arch, job.work)
     parts = list(stage_parts(job.arch, root, shards.pp, stage, shards.virtual))
+    return memory_held(job, shards, parts, shards.in_flight(stage, n_micro))
+
+
+def memory_held(job: Trained, shards: Shards, parts: list[tuple[Part, Expr]], flight: Expr) -> Node:
+    """Bytes of a rank that holds `parts`, with `flight` micro-batches of its layers."""
     state = job.state
     return branch(
         "bytes_per_rank",
@@ -226,7 +254,7 @@ def memory_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 
             _stored(job, shards, parts, "bytes_grads", state.bytes_grads, shards.zero >= 2),
             _stored(job, shards, parts, "bytes_optimizer", state.bytes_optimizer, shards.zero >= 1),
             *_gathered(job, shards, parts),
-            _activations(job, shards, parts, shards.in_flight(stage, n_micro)),
+            _activations(job, shards, parts, flight),
         ],
     )
 
@@ -280,7 +308,7 @@ def _gathered(job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]]) 
         return []
     found = [(part.name, [layer for _, layer in layers_in([part])] or [part]) for part, _ in parts]
     sizes = [_whole_unit(job, shards, kind, unit) for kind, units in found for unit in units]
-    widest = max(sizes, key=lambda size: size.value)
+    widest = maximum(*sizes) if len(sizes) > 1 else sizes[0]
     return [
         leaf("bytes_gathered", "bytes", widest, basis=Basis.MODELLED, source="two units in flight")
     ]
@@ -313,8 +341,9 @@ def _activations(
             layers.append((part, keeping))
     if job.recompute == "full":
         loss = loss_of(children)
-        again = [going_backward([part], loss, keeping) for part, keeping in layers]
-        children.append(max(again, key=lambda node: node.value))
+        again = [going_backward([part], loss, keeping).size for part, keeping in layers]
+        largest = maximum(*again) if len(again) > 1 else again[0]
+        children.append(_leaf("layer_going_backward", largest, 1))
     return branch("bytes_activations", "bytes", children)
 
 

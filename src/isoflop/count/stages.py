@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from isoflop.errors import Problem
 
 
@@ -24,7 +26,8 @@ def layers_of_stage(n_layers: int, pp: int, stage: int, virtual: int = 1) -> tup
     return tuple(i for c in chunks for i in range(starts[c], starts[c + 1]))
 
 
-def _starts(n_layers: int, n_chunks: int) -> list[int]:
+@cache
+def _starts(n_layers: int, n_chunks: int) -> tuple[int, ...]:
     """Where each chunk begins, and where the last one ends."""
     most = -(-n_layers // n_chunks)
     inwards = sorted(range(n_chunks), key=lambda c: (min(c, n_chunks - 1 - c), -c))
@@ -32,7 +35,7 @@ def _starts(n_layers: int, n_chunks: int) -> list[int]:
     starts = [0]
     for chunk in range(n_chunks):
         starts.append(starts[-1] + most - (chunk in shorter))
-    return starts
+    return tuple(starts)
 
 
 def pipeline_rules(n_layers: int, pp: int, virtual: int) -> list[Problem]:

@@ -116,9 +116,9 @@ class Fabric:
     joined: Join | None
     bytes_per_second_link: Symbol | None
     bytes_per_second_network: Symbol | None
-    efficiency_link: Symbol
-    efficiency_in_switch: Symbol
-    efficiency_network: Symbol
+    efficiency_link: Expr
+    efficiency_in_switch: Expr
+    efficiency_network: Expr
     seconds_call: Symbol
     seconds_hop_link: Symbol
     seconds_hop_network: Symbol

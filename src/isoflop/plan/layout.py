@@ -267,7 +267,7 @@ def legal_layouts(
     return tuple(
         layout
         for tp, pp, cp in product(
-            _divisors(math.gcd(heads, cluster.size_node)),
+            divisors(math.gcd(heads, cluster.size_node)),
             _pipelines(arch.n_layers),
             _contexts(seq_len or 1),
         )
@@ -286,7 +286,7 @@ def _pipelines(n_layers: int) -> list[int]:
     ([1, 2, 4, 8, 16, 32, 61], [1, 2, 3, 4, 6, 8, 12])
     """
     powers = {2**k for k in range(n_layers.bit_length()) if 2**k <= n_layers}
-    return sorted(powers | set(_divisors(n_layers)))
+    return sorted(powers | set(divisors(n_layers)))
 
 
 def _contexts(seq_len: int) -> list[int]:
@@ -301,7 +301,7 @@ def _contexts(seq_len: int) -> list[int]:
 
 def _with_copies(base: Layout, arch: Arch, cluster: Cluster, global_batch: int) -> Iterator[Layout]:
     room = cluster.count // base.n_accelerators
-    dp = max(d for d in _divisors(max(1, global_batch // base.micro_batch)) if d <= room)
+    dp = max(d for d in divisors(max(1, global_batch // base.micro_batch)) if d <= room)
     stages: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3) if dp * base.cp > 1 else (0,)
     for ep, zero in product(_dealings(arch, dp * base.cp, cluster.size_node), stages):
         yield replace(base, dp=dp, ep=ep, zero=zero)
@@ -310,14 +310,14 @@ def _with_copies(base: Layout, arch: Arch, cluster: Cluster, global_batch: int) 
 def _dealings(arch: Arch, copies: int, node: int) -> list[int]:
     """Ways to deal experts over the ranks that hold copies: not, within a node, widest."""
     counts = _expert_counts(arch).values()
-    even = _divisors(math.gcd(copies, *counts)) if counts else [1]
+    even = divisors(math.gcd(copies, *counts)) if counts else [1]
     return sorted({1, max(d for d in even if d <= node), even[-1]})
 
 
-def _divisors(whole: int) -> list[int]:
+def divisors(whole: int) -> list[int]:
     """All divisors, ascending.
 
-    >>> _divisors(12)
+    >>> divisors(12)
     [1, 2, 3, 4, 6, 12]
     """
     small = [d for d in range(1, int(whole**0.5) + 1) if whole % d == 0]

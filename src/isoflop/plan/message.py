@@ -121,7 +121,9 @@ class _Job:
             width("grad", exchange.bytes_grad),
             width("weight", exchange.bytes_weight),
             width("dispatch", exchange.bytes_dispatch),
-            settled(setting, fabric_of(setting.cluster), exchange),
+            groups(
+                Ways.of(layout, exchange.shard), fabric_of(setting.cluster), layout.n_accelerators
+            ),
         )
 
     @property

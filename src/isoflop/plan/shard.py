@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from isoflop.count.memory_rank import Shards, Trained, memory_rank
+from collections.abc import Mapping
+
+from isoflop.count.blocks import Part
+from isoflop.count.memory_rank import Shards, Trained, memory_held, memory_rank, parts_held
 from isoflop.count.memory_saved import Recompute
 from isoflop.count.memory_stack import overhead, stack_of
 from isoflop.plan.layout import Layout
-from isoflop.quantity import Expr, Node, Symbol, branch, number
+from isoflop.quantity import Expr, Node, Symbol, branch, where
 from isoflop.quantity.expr import product
 
 __all__ = [
     "Recompute",
     "Trained",
     "bytes_boundary",
+    "memory_training_held",
     "memory_training_stage",
     "shards_of",
     "with_overhead",
@@ -45,11 +49,28 @@ def memory_training_stage(
     return with_overhead(rank, job, shards, shards.in_flight(stage, n_micro), stack)
 
 
+def memory_training_held(
+    job: Trained,
+    root: Part,
+    layout: Layout,
+    kinds: Mapping[str, int],
+    *,
+    first: bool,
+    last: bool,
+    stack: str = "unknown",
+) -> Node:
+    """The same for any stage that holds so many layers of each kind; `root` describes the job."""
+    shards = shards_of(layout)
+    parts = list(parts_held(job.arch, root, kinds, first=first, last=last))
+    flight = shards.in_flight(0, 1)
+    return with_overhead(memory_held(job, shards, parts, flight), job, shards, flight, stack)
+
+
 def with_overhead(
     rank: Node, job: Trained, shards: Shards, flight: Expr, stack: str = "unknown"
 ) -> Node:
     """A rank's tree with what the software holds, `flight` micro-batches being under way."""
-    outputs = flight * bytes_boundary(job, shards) if shards.pp > 1 else number(0)
+    outputs = where(Symbol("pp", shards.pp) - 1, flight, 0) * bytes_boundary(job, shards)
     beside = overhead(stack_of(stack), rank, shards, outputs)
     return branch("bytes_per_accelerator", "bytes", [*rank.children, beside])
 

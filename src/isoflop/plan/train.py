@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from isoflop.arch import Arch
+from isoflop.count.blocks import beside
+from isoflop.count.memory_saved import FLASH, KERNELS
 from isoflop.errors import InputError, Problem
 from isoflop.hardware import Chip, Cluster
 from isoflop.hardware.chip import Precision as Format
+from isoflop.hardware.stack import find_stack
 from isoflop.plan.ask import at_most, one_of, whole
 from isoflop.plan.assumed import assumption_json
 from isoflop.plan.economics import dollars, energy_mwh, price_of, tonnes_co2e, unstated
 from isoflop.plan.layout import Layout, Refusal
 from isoflop.plan.place import place
 from isoflop.plan.quoted import Quoted, quoted_for
+from isoflop.plan.setting import Setting
 from isoflop.plan.shard import Recompute, Trained
-from isoflop.plan.work import COUNTINGS, STATES, Counting, Work, accelerator_seconds
-from isoflop.quantity import Basis, Node, Symbol, leaf
+from isoflop.plan.step import step_time
+from isoflop.plan.work import COUNTINGS, STATES, Counting, Work, accelerator_seconds, named
+from isoflop.quantity import Basis, Expr, Node, Symbol, leaf
 from isoflop.quantity.node import plain
+
+#: The stack whose constants have the widest ranges.
+UNKNOWN = "unknown"
 
 RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
 
@@ -30,22 +38,38 @@ class TrainAsk:
     work: Work
     cluster: Cluster
     global_batch: int
-    precision: Format
-    micro_batch: int
-    layout: Layout | None
-    mfu: float | None
-    tflops: float | None
-    price: float | None
-    watts: float | None
-    pue: float | None
-    carbon: float | None
+    precision: Format = "bf16"
+    micro_batch: int = 1
+    layout: Layout | None = None
+    mfu: float | None = None
+    tflops: float | None = None
+    price: float | None = None
+    watts: float | None = None
+    pue: float | None = None
+    carbon: float | None = None
+    stack: str | None = None
+
+    def setting(self, layout: Layout) -> Setting:
+        """One step under a layout, as its time is computed."""
+        return Setting(self.work.arch, self.cluster, layout, self.work.seq_len, self.global_batch,
+                       compute=self.precision,  # type: ignore[arg-type]  # problems_of lists what may be computed in
+                       recompute=self.work.recompute,
+                       stack=self.stack or UNKNOWN)  # fmt: skip
+
+    @property
+    def n_steps(self) -> Expr:
+        """Steps of the run, the last of which may be part of one."""
+        per_step = self.global_batch * self.work.seq_len
+        return Symbol("tokens", self.work.tokens) / Symbol("tokens_per_step", per_step)
 
     @property
     def job(self) -> Trained:
-        """One micro-batch, as memory sees it; a layout given brings its own."""
+        """One micro-batch, as memory sees it; a layout given brings its own, a stack its kernels."""
         n = self.layout.micro_batch if self.layout is not None else self.micro_batch
         work = self.work
-        return Trained(work.arch, work.batch(n), STATES[self.precision], work.recompute)
+        unfused = self.stack is not None and find_stack(self.stack).attention == "unfused"
+        return Trained(work.arch, work.batch(n), STATES[self.precision], work.recompute,
+                       KERNELS["korthikanti"] if unfused else FLASH)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +95,13 @@ class TrainPlan:
     refused: tuple[Refusal, ...]
     binding: str
     quoted: tuple[Quoted, ...]
+    seconds_step: Node | None = None
+
+    @property
+    def mfu(self) -> Expr:
+        """Share of the peak that the model's own FLOPs reach (Chowdhery 2022, appendix B)."""
+        seconds = 3600 * self.accelerator_hours.total
+        return named("flops", self.flops) / (seconds * self.cluster.chip.peak(self.ask.precision))
 
     @property
     def cluster(self) -> Cluster:
@@ -85,7 +116,8 @@ class TrainPlan:
         """Every number of the plan, by its name in JSON."""
         names = ("flops", "flops_hardware", "flops_6nd", "accelerator_hours", "days",
                  "energy_mwh", "tonnes_co2e", "dollars", "bytes_per_accelerator")  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        known = {name: getattr(self, name) for name in names}
+        return known if self.seconds_step is None else {**known, "seconds_step": self.seconds_step}
 
     @property
     def assumptions(self) -> tuple[Symbol, ...]:
@@ -106,6 +138,8 @@ class TrainPlan:
             "precision": self.ask.precision,
             "recompute": work.recompute,
             "convention": work.convention,
+            "stack": self.ask.stack,
+            "mfu": float(self.mfu.value),
             **{name: plain(node.value) for name, node in nodes.items()},
             "layout": self.layout.to_json(),
             "n_idle": self.n_idle,
@@ -138,6 +172,7 @@ def plan_train(
     pue: float | None = None,
     carbon: float | None = None,
     convention: Counting = "model",
+    stack: str | None = None,
 ) -> TrainPlan:
     """Plan a training run.
 
@@ -145,7 +180,8 @@ def plan_train(
     encoder reads `source_len` tokens (None: seq_len), a vision tower `images`. `tflops` is
     the achieved rate of one accelerator in 10^12 hardware FLOPs per second, recomputation
     counted; `mfu` the share of peak that the model's own FLOPs reach. With neither, the
-    roofline times an assumed utilization. `price` is in dollars per accelerator-hour, `watts`
+    roofline times an assumed utilization; a `stack` (of `hardware/stacks.toml`) says how long a
+    step takes operator by operator instead. `price` is in dollars per accelerator-hour, `watts`
     per accelerator with its host, `carbon` in kg of CO2e per kWh. A `layout` given brings its
     own micro-batch.
 
@@ -164,19 +200,53 @@ def plan_train(
     """
     work = Work(arch, tokens, seq_len, convention, recompute, source_len, images)
     ask = TrainAsk(work, cluster, global_batch, precision, micro_batch, layout, mfu=mfu,
-                   tflops=tflops, price=price, watts=watts, pue=pue, carbon=carbon)  # fmt: skip
-    if bad := _problems(ask):
+                   tflops=tflops, price=price, watts=watts, pue=pue, carbon=carbon, stack=stack)  # fmt: skip
+    return planned(ask)
+
+
+def what_if(plan: TrainPlan, **changes: Any) -> TrainPlan:
+    """The same run planned again with other answers: fields of `TrainAsk` or of its `Work`.
+
+    The layout is kept unless it is among the changes; None lets the planner choose.
+
+    Raises:
+        InputError: no such field, or what `plan_train` raises.
+
+    >>> from isoflop.arch import gpt
+    >>> from isoflop.hardware import parse_cluster
+    >>> small = gpt("gpt2", d_model=768, n_layers=12, n_heads=12, vocab_size=50257, max_seq_len=1024)
+    >>> plan = plan_train(small, 10**10, parse_cluster("8xa100-sxm-80gb"), seq_len=1024,
+    ...                   global_batch=512, mfu=0.4)
+    >>> round(float(what_if(plan, mfu=0.2).days.value / plan.days.value), 6)
+    2.0
+    """
+    of_ask, of_work = ({f.name for f in fields(kind)} for kind in (TrainAsk, Work))
+    unknown = [Problem(name, value, "is a field of a plan's question", ", ".join(sorted(of_ask | of_work)))
+               for name, value in changes.items() if name not in of_ask | of_work]  # fmt: skip
+    if unknown:
+        raise InputError("what if", unknown)
+    work = replace(plan.ask.work, **{n: v for n, v in changes.items() if n in of_work})
+    kept = {"layout": plan.layout, "work": work}
+    return planned(
+        replace(plan.ask, **{**kept, **{n: v for n, v in changes.items() if n in of_ask}})
+    )
+
+
+def planned(ask: TrainAsk) -> TrainPlan:
+    """The plan that answers a question, as `plan_train` asks it."""
+    if bad := problems_of(ask):
         raise InputError("plan train", bad)
-    return _planned(ask)
-
-
-def _planned(ask: TrainAsk) -> TrainPlan:
     work, chip = ask.work, ask.cluster.chip
     layout, memory, refused, binding = place(ask.job, ask.cluster, ask.global_batch, ask.layout)
-    seconds = accelerator_seconds(work, chip, ask.precision, micro_batch=layout.micro_batch,
-                                  mfu=ask.mfu, tflops=ask.tflops)  # fmt: skip
-    hours = seconds / 3600
     used = Symbol("n_accelerators_used", layout.n_accelerators)
+    step = None if ask.stack is None else step_time(ask.setting(layout))
+    seconds = (
+        accelerator_seconds(work, chip, ask.precision, micro_batch=layout.micro_batch,
+                            mfu=ask.mfu, tflops=ask.tflops)
+        if step is None
+        else used * ask.n_steps * step.total
+    )  # fmt: skip
+    hours = seconds / 3600
     energy = energy_mwh(hours, chip, watts=ask.watts, pue=ask.pue)
     return TrainPlan(
         ask=ask,
@@ -193,13 +263,15 @@ def _planned(ask: TrainAsk) -> TrainPlan:
         refused=refused,
         binding=binding,
         quoted=quoted_for(work.arch),
+        seconds_step=step,
     )
 
 
 # --- checks -----------------------------------------------------------------------------
 
 
-def _problems(ask: TrainAsk) -> list[Problem]:
+def problems_of(ask: TrainAsk) -> list[Problem]:
+    """What is wrong with a question, its layout aside."""
     chip, pue = ask.cluster.chip, ask.pue
     return [
         *_check_work(ask),
@@ -208,6 +280,7 @@ def _problems(ask: TrainAsk) -> list[Problem]:
         *one_of("recompute", ask.work.recompute, RECOMPUTES),
         *one_of("convention", ask.work.convention, COUNTINGS),
         *_check_rate(chip, ask.precision, ask.mfu, ask.tflops),
+        *_check_stack(ask),
         *unstated(chip, price=ask.price, watts=ask.watts),
         *([] if pue is None or pue >= 1 else [Problem("pue", pue, "is at least 1, all energy over the machines' own")]),
     ]  # fmt: skip
@@ -240,6 +313,17 @@ def _check_towers(work: Work) -> list[Problem]:
     elif work.images != 1:
         bad.append(Problem("images", work.images, "is given where there is a vision tower"))
     return bad
+
+
+def _check_stack(ask: TrainAsk) -> list[Problem]:
+    """A stack's step times stand alone, and are those of a decoder."""
+    if ask.stack is None:
+        return []
+    bad = []
+    if ask.mfu is not None or ask.tflops is not None:
+        bad.append(Problem("stack", ask.stack, "is not given together with mfu or tflops"))
+    find_stack(ask.stack)
+    return [*bad, *beside(ask.work.arch, "is none where a stack's step time is asked for")]
 
 
 def _check_rate(

@@ -222,9 +222,13 @@ def _render_literal(value: Value, rank: int) -> str:
 
 
 def _atoms(expr: Expr) -> Iterator[Expr]:
-    stack = [expr]
+    """Symbols and numbers; a part that several others share is entered once."""
+    stack, seen = [expr], set[int]()
     while stack:
         top = stack.pop()
+        if id(top) in seen:
+            continue
+        seen.add(id(top))
         below = top.parts()
         if below:
             stack.extend(reversed(below))

@@ -16,12 +16,14 @@ from isoflop.arch import Arch
 from isoflop.check.published.rates import PEAK
 from isoflop.check.published.score import quantile
 from isoflop.check.published.step import Measured
+from isoflop.check.step_fit import Problem, Row, fit
 from isoflop.count import FLOPS_CONVENTIONS, Precision, Workload, flops_forward, flops_training
 from isoflop.count.memory_saved import Recompute
 from isoflop.hardware.chip import Precision as Format
 from isoflop.plan.assumed import UTILIZATION
 from isoflop.plan.roofline import Rates, Stored, seconds_forward
 from isoflop.plan.setting import Setting
+from isoflop.plan.step import step_time
 from isoflop.quantity import Basis, Interval, Node, Symbol, leaf
 
 #: Seconds of a step with their range; InputError where the setting cannot be predicted.
@@ -176,6 +178,22 @@ def best_share(reached: Sequence[float]) -> float:
     return ordered[-1]
 
 
+def operators(setting: Setting) -> Node:
+    """The step-time model as shipped (plan/step.py)."""
+    return step_time(setting)
+
+
+def refit_operators(rows: Sequence[Measured]) -> Predictor:
+    """The step-time model with its uncertain numbers fitted to the rows given alone."""
+    known = [
+        Row(row.setting, row.measured_seconds, row.family)
+        for row in rows
+        if row.setting is not None and row.measured_seconds is not None
+    ]
+    beliefs = fit(Problem(known)).beliefs
+    return lambda setting: step_time(setting, beliefs)
+
+
 #: What the command judges, and how it is refitted when a source is left out.
-PREDICT: Predictor = roofline
-REFIT: Refit = refit_roofline
+PREDICT: Predictor = operators
+REFIT: Refit = refit_operators

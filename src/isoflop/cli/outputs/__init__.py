@@ -22,6 +22,7 @@ OUTPUTS: dict[str, type[BaseModel]] = {
     "hardware": counts.Hardware,
     "plan train": plans.PlanTrain,
     "plan serve": plans.PlanServe,
+    "plan diff": plans.PlanDiff,
     "plan budget": plans.PlanBudget,
     "laws": laws.Laws,
     "fit": laws.Fit,

@@ -60,6 +60,91 @@ class Quoted(Out):
     figures: list[QuotedFigure]
 
 
+class Choice(Out):
+    """One layout that a search found, by formula, and simulated where it is among the best."""
+
+    layout: Layout
+    recompute: str
+    n_accelerators: int
+    seconds_step: float
+    seconds_step_simulated: float | None
+    days: float
+    dollars: float
+    energy_mwh: float
+    megawatts: float
+    why: str | None = None
+
+
+class RefusedFor(Out):
+    reason: str
+    count: int
+    nearest: str
+    value: float
+    limit: float
+    unit: str
+    text: str
+
+
+class Sway(Out):
+    """The best's seconds at the two ends of one uncertain constant's range."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    seconds_low: float
+    seconds_high: float
+    elasticity: float | None
+    changes_best: str | None
+    meaning: str
+
+
+class Search(Out):
+    """What a search did and found; `evaluated` had memory and time computed, `refused` memory alone."""
+
+    enumerated: int
+    evaluated: int
+    refused: int
+    fit: int
+    seconds: float
+    seconds_cpu: float
+    simulated: int
+    seconds_simulation: float
+    plans_per_second_per_core: float
+    minimize: str
+    best: Choice
+    runner_up: Choice | None
+    gap_best: float | None
+    gap_most: float
+    front: list[Choice]
+    refusals: list[RefusedFor]
+    binding: str
+    sensitivity: list[Sway]
+
+
+class Moved(Out):
+    name: str
+    a: Any
+    b: Any
+
+
+class MovedNumber(Out):
+    name: str
+    unit: str
+    a: Number
+    b: Number
+    change: float | None
+    parts: list[Moved]
+
+
+class PlanDiff(Command):
+    a: str
+    b: str
+    inputs: list[Moved]
+    assumptions: list[Moved]
+    numbers: list[MovedNumber]
+
+
 class PlanTrain(Command):
     model: str
     cluster: dict[str, Any]
@@ -69,6 +154,9 @@ class PlanTrain(Command):
     precision: str
     recompute: str
     convention: str
+    stack: str | None
+    mfu: float
+    seconds_step: Number | None = None
     flops: Number
     flops_hardware: Number
     flops_6nd: Number
@@ -86,6 +174,7 @@ class PlanTrain(Command):
     refused: list[Refusal]
     quoted: list[Quoted]
     breakdown: dict[str, Node]
+    search: Search | None = None
 
 
 class ServeRow(Out):

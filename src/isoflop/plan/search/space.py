@@ -1,0 +1,167 @@
+"""The layouts that a search looks at, as columns of sizes; all of them are legal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from itertools import product
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop.arch import Arch
+from isoflop.count.memory_saved import RECOMPUTES, Recompute
+from isoflop.hardware import Cluster
+from isoflop.plan.layout import Layout, broken_rules, divisors
+
+#: Sizes of one layout, in the order of the columns.
+Name: TypeAlias = Literal[
+    "tp", "pp", "dp", "cp", "ep", "virtual", "micro_batch", "sequence_parallel"
+]
+NAMES: tuple[Name, ...] = get_args(Name)
+Columns: TypeAlias = Mapping[Name, NDArray[np.int64]]
+
+#: A layout leaves at most one accelerator in this many idle.
+IDLE_ONE_IN = 8
+#: Larger micro-batches save little: products are large enough, and the bubble grows.
+MOST_MICRO_BATCH = 16
+#: A context-parallel rank keeps at least so many tokens of a sequence: with fewer, sending
+#: keys and values takes longer than attention does (Llama 3, 2407.21783, table 4, keeps 8,192).
+LEAST_TOKENS_CONTEXT = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """What a search tries on each split of the model: it changes no rank's share of the work."""
+
+    zero: Literal[0, 1, 2, 3]
+    recompute: Recompute
+
+
+@dataclass(frozen=True)
+class Space:
+    """Everything to choose from; `fixed` holds what the user said, by field of `Layout`.
+
+    tp divides a node; any pp up to the layers, dividing them or not, and any virtual; any cp
+    that leaves ranks `LEAST_TOKENS_CONTEXT` tokens; micro-batches up to `MOST_MICRO_BATCH`; as
+    many data-parallel copies as fit and divide the batch; any ep that divides copies and
+    experts; all of it within the accelerators of each of `counts`, at most an eighth idle.
+    """
+
+    arch: Arch
+    cluster: Cluster
+    seq_len: int
+    global_batch: int
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    recompute: Recompute | None = None
+    counts: tuple[int, ...] = ()
+
+    @cached_property
+    def variations(self) -> tuple[Variation, ...]:
+        stages = (0, 1, 2, 3) if "zero" not in self.fixed else (self.fixed["zero"],)
+        policies = RECOMPUTES if self.recompute is None else (self.recompute,)
+        return tuple(
+            Variation(zero, policy)  # type: ignore[arg-type]  # a fixed zero is checked as a rule
+            for zero, policy in product(stages, policies)
+        )
+
+    @cached_property
+    def columns(self) -> Columns:
+        """One row per split of the model, each legal, none twice."""
+        counts = self.counts or (self.cluster.count,)
+        rows = sorted({row for count in counts for row in self._rows(count)})
+        table = np.array(rows, dtype=np.int64).reshape(len(rows), len(NAMES))
+        return {name: table[:, i] for i, name in enumerate(NAMES)}
+
+    @property
+    def size(self) -> int:
+        """Splits of the model; each comes in every variation that applies."""
+        return len(self.columns["tp"])
+
+    def applies(self, columns: Columns) -> NDArray[np.bool_]:
+        """Of each row, the variations that mean something: ZeRO splits over copies."""
+        copied = columns["dp"] * columns["cp"] > 1
+        plain = np.array([v.zero == 0 or "zero" in self.fixed for v in self.variations])
+        offered: NDArray[np.bool_] = copied[:, None] | plain[None, :]
+        return offered
+
+    def layout(self, row: int, variation: Variation) -> Layout:
+        sizes: dict[str, Any] = {name: int(self.columns[name][row]) for name in NAMES}
+        sizes["sequence_parallel"] = bool(sizes["sequence_parallel"])
+        return Layout(**sizes, zero=variation.zero)
+
+    # --- rows -----------------------------------------------------------------------------
+
+    def _rows(self, count: int) -> Iterator[tuple[int, ...]]:
+        """Legal rows on `count` accelerators.
+
+        A rule of a layout is about one of three groups of sizes (how tensors are cut, how
+        experts are dealt, how the batch is), so each group is asked for alone; whole nodes
+        of a cluster have its rules.
+        """
+        legal = self._legal
+        for tp, cp, sp in product(self._tensor(), self._context(), self._sequence()):
+            if (sp == 0 and tp == 1 and "sequence_parallel" not in self.fixed) or not legal(
+                tp=tp, cp=cp, sequence_parallel=bool(sp)
+            ):
+                continue
+            for pp, micro_batch in product(self._pipeline(), self._micro_batches()):
+                dp = self._copies(count // (tp * cp * pp), micro_batch)
+                used = tp * cp * pp * dp
+                if used == 0 or IDLE_ONE_IN * (count - used) > count:
+                    continue
+                chunks = [v for v in self._chunks(pp)
+                          if legal(pp=pp, virtual=v, dp=dp, micro_batch=micro_batch)]  # fmt: skip
+                deals = [ep for ep in self._deals(dp * cp) if legal(dp=dp, cp=cp, ep=ep)]
+                for virtual, ep in product(chunks, deals):
+                    yield tp, pp, dp, cp, ep, virtual, micro_batch, sp
+
+    def _said(self, name: str, otherwise: Iterable[int]) -> Iterable[int]:
+        return (self.fixed[name],) if name in self.fixed else otherwise
+
+    def _tensor(self) -> Iterable[int]:
+        return self._said("tp", divisors(self.cluster.size_node))
+
+    def _sequence(self) -> Iterable[int]:
+        return self._said("sequence_parallel", (0, 1))
+
+    def _context(self) -> Iterable[int]:
+        most = max(1, self.seq_len // LEAST_TOKENS_CONTEXT)
+        return self._said("cp", (d for d in divisors(self.seq_len) if d <= most))
+
+    def _pipeline(self) -> Iterable[int]:
+        return self._said("pp", range(1, self.arch.n_layers + 1))
+
+    def _chunks(self, pp: int) -> Iterable[int]:
+        most = self.arch.n_layers // pp if pp > 1 else 1
+        return self._said("virtual", range(1, most + 1))
+
+    def _micro_batches(self) -> Iterable[int]:
+        few = (d for d in divisors(self.global_batch) if d <= MOST_MICRO_BATCH)
+        return self._said("micro_batch", few)
+
+    def _copies(self, room: int, micro_batch: int) -> int:
+        """As many copies as fit and divide the batch; 0 where not one does."""
+        if "dp" in self.fixed:
+            return self.fixed["dp"] if self.fixed["dp"] <= room else 0
+        if room < 1 or self.global_batch % micro_batch:
+            return 0
+        return max(d for d in divisors(self.global_batch // micro_batch) if d <= room)
+
+    def _deals(self, copies: int) -> Iterable[int]:
+        return self._said("ep", divisors(copies))
+
+    @cached_property
+    def _legal(self) -> Callable[..., bool]:
+        """Whether sizes, all others being 1, break no rule; each asked once."""
+
+        @cache
+        def legal(**sizes: int) -> bool:
+            layout = Layout(**sizes)  # type: ignore[arg-type]  # sequence_parallel comes as 0 or 1
+            return not broken_rules(
+                layout, self.arch, self.cluster, self.global_batch, self.seq_len
+            )
+
+        return legal
