@@ -13,9 +13,11 @@ import argparse
 import csv
 import statistics
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
-from isoflop.check.published.memory import GB, Result, Row, results
+from isoflop.check.published.memory import GB, GIB, Result, results
+from isoflop.check.published.trainers import Row
 
 
 def line(name: str, group: str, found: list[Result]) -> str:
@@ -25,19 +27,82 @@ def line(name: str, group: str, found: list[Result]) -> str:
     cells = [name, group, len(found), f"{statistics.mean(sizes):.1%}", f"{statistics.median(sizes):.1%}",
              f"{sizes[-1]:.1%} ({worst.row})", f"{statistics.mean(errors):+.1%}"]  # fmt: skip
     if found[0].kind == "allocator":
-        sizes = [abs(r.error_with_runtime) for r in found]
-        missing = sorted(r.missing / GB for r in found)
-        cells += [f"{statistics.median(missing):.1f} ({missing[0]:.1f} to {missing[-1]:.1f})",
-                  f"{statistics.mean(sizes):.1%}", sum(r.in_range for r in found)]  # fmt: skip
+        own = statistics.mean(abs(r.error_own) for r in found)
+        asked = [r.in_range for r in found if r.in_range is not None]
+        cells += [f"{own:.1%}", f"{sum(asked)} of {len(asked)}" if asked else "-"]
     return f"| {' | '.join(map(str, cells))} |"
 
 
 HEADS = {
     "formula": """| source | rows of | n | mean | median | largest (row) | mean signed |
 |---|---|--:|--:|--:|--:|--:|""",
-    "allocator": """| source | rows of | n | mean | median | largest (row) | mean signed | GB missing, median (range) | mean + runtime | in range |
-|---|---|--:|--:|--:|--:|--:|--:|--:|--:|""",
+    "allocator": """| source | rows of | n | mean | median | largest (row) | mean signed | own bytes alone, mean | in range |
+|---|---|--:|--:|--:|--:|--:|--:|--:|""",
 }
+
+#: What is tried for the one fitted constant, fragments as a share of activations.
+TRIED = [share / 100 for share in range(61)]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """A row per byte published: what is fixed, and what the fitted constant scales."""
+
+    fixed: float
+    activations: float
+
+    def error(self, share: float) -> float:
+        return abs(self.fixed + share * self.activations - 1)
+
+
+def processes(found: list[Result]) -> dict[str, list[Terms]]:
+    """Rows whose measurement holds the whole process, by source."""
+    families: dict[str, list[Terms]] = defaultdict(list)
+    for r in found:
+        parts = {part.name: part for part in r.by.beside.children} if r.by.beside else {}
+        if "fragments" not in parts or r.published is None:
+            continue
+        fragments = parts["fragments"]
+        share = float(fragments.total.symbols()["share_fragments"].value)
+        scaled = r.by.n_accelerators * float(fragments.value)
+        families[r.family].append(
+            Terms((r.predicted - scaled) / r.published, scaled / share / r.published)
+        )
+    return families
+
+
+def mean(rows: list[Terms], share: float) -> float:
+    return statistics.mean(row.error(share) for row in rows)
+
+
+def best(families: list[list[Terms]]) -> float:
+    """The constant with the least mean error, every source weighing the same."""
+    return min(TRIED, key=lambda share: statistics.mean(mean(rows, share) for rows in families))
+
+
+def left_out(found: list[Result]) -> str:
+    """Each source by the constant set on the others alone."""
+    families = processes(found)
+    lines = ["| source left out | share of fragments | mean error on it | with its own best |",
+             "|---|--:|--:|--:|"]  # fmt: skip
+    for name, rows in families.items():
+        others = best([v for n, v in families.items() if n != name])
+        own = best([rows])
+        lines.append(f"| {name} | {others:.2f} | {mean(rows, others):.1%} | {mean(rows, own):.1%} ({own:.2f}) |")  # fmt: skip
+    whole = best(list(families.values()))
+    error = mean([row for rows in families.values() for row in rows], whole)
+    return "\n".join([*lines, f"| none | {whole:.2f} | {error:.1%} of all | |"])
+
+
+def unseen() -> tuple[str, str]:
+    """Rows that nothing was set on: their errors, and those that ran out of memory."""
+    with Path(__file__).with_name("memory_unseen.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(row for row in file if not row.startswith("#")))
+    found = [r for r in results(rows) if isinstance(r, Result)]
+    measured = [r for r in found if r.published is not None]
+    ran_out = [r for r in found if r.published is None]
+    said = ", ".join(f"{r.predicted / GIB:.0f} GiB ({r.row})" for r in ran_out)
+    return f"{HEADS['allocator']}\n{line('bigscience', 'all', measured)}", said
 
 
 def table(found: list[Result], kind: str) -> str:
@@ -53,18 +118,6 @@ def table(found: list[Result], kind: str) -> str:
         lines += [line(name, g, v) for g, v in below] if len(below) > 1 else []
         lines.append(line(f"**{name}**", "all", rows))
     return "\n".join([HEADS[kind], *lines, line("**every source**", "all", of_kind)])
-
-
-def across(found: list[Result]) -> str:
-    """What the 5 to 95 % of one DeepSpeed source's gaps hold of the other's."""
-    names = ("bigscience-v100", "bloom-tr11")
-    gaps = {name: sorted(r.missing for r in found if r.family == name) for name in names}
-    said = []
-    for own, other in (names, names[::-1]):
-        cuts = statistics.quantiles(gaps[own], n=20)
-        held = sum(cuts[0] <= gap <= cuts[-1] for gap in gaps[other])
-        said.append(f"{held} of the {len(gaps[other])} of {other}")
-    return " and ".join(said)
 
 
 def bounds(found: list[Result]) -> str:
@@ -89,11 +142,11 @@ def page(rows: list[Row]) -> str:
         if not isinstance(item, Result):
             left[item[0]["source_family"], item[1]] += 1
     skipped = "\n".join(f"- {name}: {count} rows, {why}" for (name, why), count in left.items())
-    kept = [r for r in found if r.published is not None]
     text = Path(__file__).with_name("memory_published.md").read_text(encoding="utf-8")
+    new, ran_out = unseen()
     return text.format(n_rows=len(rows), n_predicted=len(found), formula=table(found, "formula"),
                        allocator=table(found, "allocator"), bounds=bounds(found), skipped=skipped,
-                       across=across(kept))  # fmt: skip
+                       left_out=left_out(found), unseen=new, ran_out=ran_out)  # fmt: skip
 
 
 def main() -> None:

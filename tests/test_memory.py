@@ -9,6 +9,7 @@ import runpy
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -294,9 +295,10 @@ def test_without_dropout_and_with_flash_two_masks_and_all_scores_are_gone() -> N
     assert tree.find("layer").size.value == 32 * 2048 * 12288
 
 
-def test_a_llama_block_takes_35_and_47_with_unfused_norms() -> None:
-    # Saved-tensor hooks on a block with f = 2.75 h, kv = a/4: 12 + 4/4 + 8 * 2.75 = 35, and 12
-    # more with RMSNorm in separate fp32 steps.
+def test_a_llama_block_takes_35_and_43_with_unfused_norms() -> None:
+    # Saved-tensor hooks on transformers' LlamaDecoderLayer with f = 2.75 h, kv = a/4, each storage
+    # counted once: 12 + 4/4 + 8 * 2.75 = 35, and 8 more with RMSNorm in separate fp32 steps (4
+    # bytes of each norm's input and 2 of its normalised input, for 2 of the input).
     arch = llama(
         "l",
         d_model=1024,
@@ -307,10 +309,37 @@ def test_a_llama_block_takes_35_and_47_with_unfused_norms() -> None:
         vocab_size=9,
         max_seq_len=64,
     )
-    for name, units in (("flash", 35), ("huggingface", 47)):
+    for name, units in (("flash", 35), ("huggingface", 43)):
         rules = replace(KERNELS[name], statistics=False)
         tree = bytes_saved(arch, Workload.train(1, 64), Precision.BF16, rules)
         assert tree.find("layer").size.value == units * 64 * 1024
+
+
+def test_a_real_llama_layer_keeps_what_its_kernels_are_said_to_keep() -> None:
+    # Bytes of transformers' own layer, each storage once, weights and rotary tables apart.
+    torch = pytest.importorskip("torch")
+    llama_layers = pytest.importorskip("transformers.models.llama.modeling_llama")
+    width, heads, kv, ff, tokens = 64, 4, 2, 96, 32
+    config = llama_layers.LlamaConfig(
+        hidden_size=width, num_attention_heads=heads, num_key_value_heads=kv, intermediate_size=ff,
+        attn_implementation="sdpa")  # fmt: skip
+    layer = llama_layers.LlamaDecoderLayer(config, 0).to(torch.bfloat16)
+    stream = torch.randn(1, tokens, width, dtype=torch.bfloat16, requires_grad=True)
+    tables = llama_layers.LlamaRotaryEmbedding(config)(stream, torch.arange(tokens)[None])
+    known = {t.untyped_storage().data_ptr() for t in (*layer.parameters(), *tables)}
+    kept: dict[int, object] = {}
+
+    def keep(tensor: Any) -> Any:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(stream * 1.0, position_embeddings=tables)
+    real = sum(t.untyped_storage().nbytes() for p, t in kept.items() if p not in known)  # type: ignore[attr-defined]
+    arch = llama("l", d_model=width, n_layers=1, n_heads=heads, n_kv_heads=kv, d_ff=ff,
+                 vocab_size=9, max_seq_len=tokens)  # fmt: skip
+    tree = bytes_saved(arch, Workload.train(1, tokens), Precision.BF16, KERNELS["huggingface"])
+    assert tree.find("layer").size.value == real
 
 
 def test_logits_cost_ten_bytes_each_eager_four_in_place_and_none_fused() -> None:

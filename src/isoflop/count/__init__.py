@@ -17,13 +17,13 @@ from isoflop.count.flops import (
 from isoflop.count.lecture import calculate_llm_memory
 from isoflop.count.memory import (
     BYTES_RUNTIME,
-    bytes_runtime,
     memory_inference,
     memory_training,
 )
 from isoflop.count.memory_cache import bytes_kv_cache
 from isoflop.count.memory_rank import Shards, Trained, memory_rank
 from isoflop.count.memory_saved import KERNELS, RECOMPUTES, Kernels, Recompute, bytes_saved
+from isoflop.count.memory_stack import STACKS, MemoryStack, overhead, stack_of
 from isoflop.count.memory_state import OPTIMIZERS, TRAINING_STATES, Optimizer, TrainingState
 from isoflop.count.memory_weights import FORMATS, Format, bytes_weights
 from isoflop.count.params import CONVENTIONS, Convention, params
@@ -38,6 +38,7 @@ __all__ = [
     "KERNELS",
     "OPTIMIZERS",
     "RECOMPUTES",
+    "STACKS",
     "TRAINING_STATES",
     "Adapters",
     "Convention",
@@ -46,6 +47,7 @@ __all__ = [
     "Full",
     "Kernels",
     "Lora",
+    "MemoryStack",
     "Only",
     "Optimizer",
     "Precision",
@@ -56,7 +58,6 @@ __all__ = [
     "TrainingState",
     "Workload",
     "bytes_kv_cache",
-    "bytes_runtime",
     "bytes_saved",
     "bytes_weights",
     "calculate_llm_memory",
@@ -69,7 +70,9 @@ __all__ = [
     "memory_inference",
     "memory_rank",
     "memory_training",
+    "overhead",
     "params",
     "params_trained",
+    "stack_of",
     "tasks",
 ]

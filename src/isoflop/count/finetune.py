@@ -24,7 +24,7 @@ from isoflop.count.blocks import (
     linear,
     names_of,
 )
-from isoflop.count.memory_saved import FLASH, Keeping, Kernels, Recompute, activations
+from isoflop.count.memory_saved import FLASH, Keeping, Kernels, Recompute, activations, always
 from isoflop.count.memory_state import Held, TrainingState
 from isoflop.count.memory_weights import Stored, bytes_weights
 from isoflop.count.operators import Matmul
@@ -135,7 +135,8 @@ def finetune_memory(
     stored = [bytes_weights(arch, base or plain)]
     if isinstance(method, Lora | Adapters):
         stored.append(branch("bytes_added", "bytes", _fold(tuned, state.bytes_weights, "bytes")))
-    keeping = Keeping(state.activation, kernels, recompute, needed=tuned.needs)
+    needed = always if kernels.frozen_inputs else tuned.needs
+    keeping = Keeping(state.activation, kernels, recompute, needed=needed)
     return branch(
         "memory",
         "bytes",

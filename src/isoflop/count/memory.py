@@ -24,7 +24,8 @@ from isoflop.quantity import Basis, Expr, Interval, Node, Symbol, branch, leaf, 
 
 Logits: TypeAlias = Literal["last", "all"]
 
-#: Not in a count of the model's own bytes unless asked for; every plan holds it.
+#: Not in a count of the model's own bytes unless asked for; every serving plan holds it.
+#: Trainers' software is taken apart in memory_stack.py.
 BYTES_RUNTIME = Symbol(
     "bytes_runtime",
     2 * 10**9,
@@ -36,29 +37,6 @@ BYTES_RUNTIME = Symbol(
     ),
     source="1 to 2 GB for the context and libraries, the rest for buffers and fragments",
 )
-
-#: In its place for a trainer on DeepSpeed. Its ZeRO keeps buckets to reduce and to gather, of
-#: 5e8 numbers each by default (deepspeed.ai, config-json), and more that nobody lists.
-BYTES_RUNTIME_DEEPSPEED = Symbol(
-    "bytes_runtime",
-    6 * 10**9,
-    Basis.ASSUMED,
-    Interval(5 * 10**9 / 2, 29 * 10**9 / 2),
-    meaning="memory of each accelerator held by its context, libraries, DeepSpeed and fragments",
-    source=(
-        "80 peaks of BigScience's Megatron-DeepSpeed: medians 3.9 GB (V100) and 8.7 GB (A100) are "
-        "missing without it, 5 to 95 % of the rows 2.6 to 14.5 GB (docs/memory-validation.md)"
-    ),
-)
-
-
-def bytes_runtime(stack: str) -> Symbol:
-    """What the runtime of a software stack holds, by its name.
-
-    >>> bytes_runtime("megatron-deepspeed").value, bytes_runtime("unknown").value
-    (6000000000, 2000000000)
-    """
-    return BYTES_RUNTIME_DEEPSPEED if "deepspeed" in stack else BYTES_RUNTIME
 
 
 def memory_inference(

@@ -367,7 +367,7 @@ def _activations(
         if not keeps(part):
             continue
         split = split_of(job.arch, part.name, shards)
-        keeping = Keeping(job.state.activation, job.kernels, job.recompute, _ways(split, shards))
+        keeping = Keeping(job.state.activation, job.kernels, job.recompute, ways_of(split, shards))
         once = embedded if part.name == "embedding" else number(1)
         times = flight * copies if part.is_layer else once
         children.append(_leaf(part.name, keeping.tree(part).size, times))
@@ -381,7 +381,7 @@ def _activations(
     return branch("bytes_activations", "bytes", children)
 
 
-def _ways(split: Split, shards: Shards) -> Callable[[str], Expr]:
+def ways_of(split: Split, shards: Shards) -> Callable[[str], Expr]:
     """Pieces of a kept tensor by its axis.
 
     Outside the sharded matrices the width is whole: sequence parallelism cuts the

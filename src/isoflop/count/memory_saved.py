@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 
 from isoflop.arch.spec import Arch
 from isoflop.count.blocks import Part, Saved, describe
-from isoflop.count.operators import Loss, Pointwise
+from isoflop.count.operators import Core, Loss, Pointwise
 from isoflop.count.workload import Precision, Workload
 from isoflop.quantity import Basis, Expr, Node, Symbol, branch, leaf, maximum, number, total
 from isoflop.quantity.expr import product
@@ -20,13 +20,19 @@ Recompute: TypeAlias = Literal["none", "selective", "full"]
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 
 #: in_place: the fp32 softmax, overwritten by its gradient (Megatron). eager: the logits and
-#: a gradient in fp32 beside it (PyTorch's cross_entropy). fused: chunks, nothing is kept.
-LossKernel: TypeAlias = Literal["in_place", "eager", "fused"]
+#: a gradient in fp32 beside it (PyTorch's cross_entropy). autocast: log-probabilities and two
+#: gradients in fp32. same: logits, their shifted copy, log-probabilities and a gradient, all in
+#: the activations' precision. fused: chunks, nothing is kept.
+LossKernel: TypeAlias = Literal["in_place", "eager", "autocast", "same", "fused"]
 
 #: Saved tensors that an activation function gives again: its output, and a gate's factor.
 GATE_FACTOR = ("activation", "gate")
 REBUILT = frozenset({("down", "input"), GATE_FACTOR})
 SMALL = frozenset({"statistics", "log-sum-exp"})
+
+#: How often attention's tensors are held where one matrix makes them: the output of the matrix
+#: holds each once, the rotated copies queries and keys once more.
+FUSED = {"queries": number(2), "keys and values": number(3) / 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +44,12 @@ class Kernels:
         gate_factor: a gated activation keeps its factor, as separate kernels do.
         bytes_mask: of one element of a dropout mask; None where masks take the
             activations' precision.
-        norm_copies: RMSNorm keeps an fp32 copy of its input and its normalised input.
+        norm_copies: RMSNorm keeps its input in fp32, and that normalised, in place of the input.
         statistics: norms' statistics and attention's log-sum-exp are counted.
         loss: how cross entropy treats the logits.
+        fused_qkv: one matrix makes queries, keys and values, and values are a view of its output:
+            it stays whole beside the rotated queries and keys.
+        frozen_inputs: a frozen matrix keeps its input too (bitsandbytes 0.41, MatMul4Bit).
     """
 
     name: str
@@ -51,6 +60,8 @@ class Kernels:
     norm_copies: bool = False
     statistics: bool = True
     loss: LossKernel = "in_place"
+    fused_qkv: bool = False
+    frozen_inputs: bool = False
 
 
 FLASH = Kernels("flash", "flash attention, each other operation a kernel of its own")
@@ -119,10 +130,18 @@ class Keeping:
     def _bytes_each(self, part: Part, saved: Saved) -> tuple[Expr, ...]:
         fp32, own = Precision.FP32.bytes_each, self.activation.bytes_each
         if isinstance(part.operator, Loss):
-            return (fp32 if self.kernels.loss == "in_place" else own + 2 * fp32,)
+            loss = {
+                "in_place": fp32,
+                "eager": own + 2 * fp32,
+                "autocast": 3 * fp32,
+                "same": 4 * own,
+            }
+            return (loss[self.kernels.loss],)
         match part.operator:
             case Pointwise("rms_norm") if saved.name == "input" and self.kernels.norm_copies:
-                return (2 * own + fp32,)
+                return (own + fp32,)
+            case Core() if self.kernels.fused_qkv and saved.name in FUSED:
+                return (FUSED[saved.name] * own,)
         match saved.kind:
             case "fp32":
                 return (fp32,)

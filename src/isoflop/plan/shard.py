@@ -1,17 +1,26 @@
-"""Bytes that one accelerator holds in training under a layout: its rank, and the runtime's."""
+"""Bytes that one accelerator holds in training under a layout: its rank, and the software's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from isoflop.count.blocks import Part
-from isoflop.count.memory import bytes_runtime
 from isoflop.count.memory_rank import Shards, Trained, memory_held, memory_rank, parts_held
 from isoflop.count.memory_saved import Recompute
+from isoflop.count.memory_stack import overhead, stack_of
 from isoflop.plan.layout import Layout
-from isoflop.quantity import Node, branch, leaf
+from isoflop.quantity import Expr, Node, Symbol, branch, where
+from isoflop.quantity.expr import product
 
-__all__ = ["Recompute", "Trained", "memory_training_held", "memory_training_stage", "shards_of"]
+__all__ = [
+    "Recompute",
+    "Trained",
+    "bytes_boundary",
+    "memory_training_held",
+    "memory_training_stage",
+    "shards_of",
+    "with_overhead",
+]
 
 
 def shards_of(layout: Layout) -> Shards:
@@ -31,8 +40,13 @@ def shards_of(layout: Layout) -> Shards:
 def memory_training_stage(
     job: Trained, layout: Layout, n_micro: int, stage: int, stack: str = "unknown"
 ) -> Node:
-    """Bytes that one accelerator of pipeline stage `stage` holds, as a tree."""
-    return _with_runtime(memory_rank(job, shards_of(layout), n_micro=n_micro, stage=stage), stack)
+    """Bytes that one accelerator of pipeline stage `stage` holds at its peak, as a tree.
+
+    `stack` names the trainer's software; what it holds beside the model is `bytes_overhead`.
+    """
+    shards = shards_of(layout)
+    rank = memory_rank(job, shards, n_micro=n_micro, stage=stage)
+    return with_overhead(rank, job, shards, shards.in_flight(stage, n_micro), stack)
 
 
 def memory_training_held(
@@ -48,12 +62,24 @@ def memory_training_held(
     """The same for any stage that holds so many layers of each kind; `root` describes the job."""
     shards = shards_of(layout)
     parts = list(parts_held(job.arch, root, kinds, first=first, last=last))
-    return _with_runtime(
-        memory_held(job, shards, parts, shards.in_flight(0, 1), shards.embedded(1)), stack
-    )
+    flight, embedded = shards.in_flight(0, 1), shards.embedded(1)
+    held = memory_held(job, shards, parts, flight, embedded)
+    return with_overhead(held, job, shards, flight, stack)
 
 
-def _with_runtime(rank: Node, stack: str) -> Node:
-    runtime = bytes_runtime(stack)
-    overhead = leaf("bytes_overhead", "bytes", runtime, source=runtime.source)
-    return branch("bytes_per_accelerator", "bytes", [*rank.children, overhead])
+def with_overhead(
+    rank: Node, job: Trained, shards: Shards, flight: Expr, stack: str = "unknown"
+) -> Node:
+    """A rank's tree with what the software holds, `flight` micro-batches being under way."""
+    outputs = where(Symbol("pp", shards.pp) - 1, flight, 0) * bytes_boundary(job, shards)
+    beside = overhead(stack_of(stack), rank, shards, outputs)
+    return branch("bytes_per_accelerator", "bytes", [*rank.children, beside])
+
+
+def bytes_boundary(job: Trained, shards: Shards) -> Expr:
+    """What one micro-batch hands from stage to stage, the piece of one rank."""
+    width = Symbol("d_model", job.arch.d_model, meaning="width of the residual stream")
+    split: list[Expr] = [Symbol("cp", shards.cp)]
+    if shards.sequence_parallel:
+        split.append(Symbol("tp", shards.tp))
+    return job.work.tokens * width * job.state.activation.bytes_each / product(split)
