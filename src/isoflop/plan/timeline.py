@@ -133,8 +133,8 @@ def job_of(setting: Setting) -> Trained:
 class _Stage:
     """One stage of a rank: what stands, and what one micro-batch leaves.
 
-    `layers` is kept per micro-batch, `for_weights` of it once the inputs' gradient is done;
-    `ends` are embedding, head and loss, `again` the layer that is made again, as far as it
+    `layers`, with the embedding, is kept per micro-batch, `for_weights` of it once the inputs'
+    gradient is done; `ends` are head and loss, `again` the layer that is made again, as far as it
     exceeds the `loss`, which shares its room.
     """
 
@@ -158,7 +158,8 @@ def _stage(job: Trained, deep: Shards, number: int) -> _Stage:
     tree = memory_rank(job, deep, stage=number)
     kept = {child.name: child.value for child in tree.find("bytes_activations").children}
     again = kept.pop("layer_going_backward", 0)
-    layers = sum(size for name, size in kept.items() if name in job.arch.kinds)
+    comes_and_goes = {*job.arch.kinds, "embedding"}
+    layers = sum(size for name, size in kept.items() if name in comes_and_goes)
     standing = tuple((c.name, c.value) for c in tree.children if c.name in STANDING)
     for_weights = _for_weights(job, deep, number)
     ends, loss = sum(kept.values()) - layers, kept.get("loss", 0)
