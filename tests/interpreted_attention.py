@@ -7,9 +7,6 @@ process of its own. It counts tiles, not FLOPs: about 10 ms each.
 from __future__ import annotations
 
 import pytest
-
-triton = pytest.importorskip("triton")
-
 import torch
 from hypothesis import HealthCheck, given, settings
 
@@ -25,6 +22,7 @@ from attention_oracle import (
 from isoflop.attention import BlockMask, attention, explain_dispatch, philox
 from isoflop.attention.kernels import launch
 
+triton = pytest.importorskip("triton")
 tl = triton.language
 
 BOUND = 1e-5
