@@ -143,7 +143,7 @@ class _Step:
         children += [*self._data(), self._optimizer()]
         sparse = any(map(self.work.has_experts, self.kinds.values()))
         error = self.use.error_of_experts if sparse else self.use.error_of_model
-        return branch("seconds_step", "seconds", children, times=self.stack.residual * error)
+        return branch("seconds_step", "seconds", children, times=self.stack.slowed * self.stack.residual * error)
 
     def _stage(self) -> Node:
         """All micro-batches through the layers of the fullest stage."""
@@ -160,7 +160,8 @@ class _Step:
         children = [forward, self.work.backward(part, "backward")]
         match self.setting.recompute:
             case "full":
-                children.append(replace(forward, name="recompute"))
+                again = self.work.again(part) if self.stack.recompute_stops_early else forward
+                children.append(replace(again, name="recompute"))
             case "selective":
                 core = forward.find("attention/core")
                 children.append(branch("recompute", "seconds", [core]))

@@ -9,6 +9,7 @@ from typing import Literal, cast
 
 from isoflop.check.published.machines import read_cluster, read_compute, stack_of
 from isoflop.check.published.rates import PEAK, Rate, seconds_step, stated_rates
+from isoflop.check.published.recipes import with_recipe
 from isoflop.check.published.shapes import Skip, read_arch
 from isoflop.check.published.table import Cells, Table, read_table, shown
 from isoflop.errors import InputError, Problem
@@ -66,8 +67,9 @@ def measured_rows(table: Table) -> tuple[Measured, ...]:
     found, bad = [], []
     seen: set[tuple[str, ...]] = set()
     for cells in table.cells():
-        found.append(measured(_in_brackets(cells, seen)))
-        bad += cells.problems
+        row = with_recipe(_in_brackets(cells, seen))
+        found.append(measured(row))
+        bad += row.problems
     if bad:
         raise InputError(table.name, shown(bad))
     return tuple(found)
