@@ -40,10 +40,6 @@ COVERED = 0.85
 ALIKE = 12
 #: Shares of what cannot be exceeded.
 MOST = {"share_matmul_": 1.0, "share_shown_": 1.0}
-#: Residuals of stacks are held closer to 1 than their ranges say, so that the level of all is
-#: the constants', and an unseen stack is predicted at the mean of those seen.
-TIGHTER = {"residual_": 1.6}
-
 Array = NDArray[np.float64]
 
 
@@ -142,13 +138,12 @@ def fit(problem: Problem, which: Sequence[int] | None = None) -> Fitted:
     names, measured = problem.names(which), np.log([row.seconds for row in rows])
     spread = np.array([SPREAD[row.sparse] for row in rows])
     weight = _weights(rows)
-    hold = np.array([_held(name) if problem.beliefs is PRIORS else 1.0 for name in names])
 
     def residuals(z: Array) -> Array:
         values = problem.values(dict(zip(names, z, strict=True)))
         off = (np.log(problem.seconds(values, which)) - measured) / spread
         far = np.sign(off) * np.sqrt((TAIL + 1) * np.log1p(off**2 / TAIL))
-        return np.concatenate([weight * far, hold * z])
+        return np.concatenate([weight * far, z])
 
     found = least_squares(residuals, np.zeros(len(names)), max_nfev=60)
     deviation = np.sqrt(np.diag(np.linalg.inv(found.jac.T @ found.jac)))
@@ -166,10 +161,6 @@ def fit(problem: Problem, which: Sequence[int] | None = None) -> Fitted:
         {n: float(1 - d**2) for n, d in zip(names, deviation, strict=True)},
         tuple(map(float, np.expm1(off))),
     )
-
-
-def _held(name: str) -> float:
-    return next((by for prefix, by in TIGHTER.items() if name.startswith(prefix)), 1.0)
 
 
 def _weights(rows: Sequence[Row]) -> Array:
