@@ -35,6 +35,8 @@ class Stack:
         recompute_stops_early: a layer that is made again stops once all that backward needs is
             there, so what its last product writes is never made (PyTorch's checkpoint from 2.1
             on, where it is not reentrant).
+        experts_padded: each expert takes as many tokens as its capacity, more are dropped: the
+            host need not read back how many there are.
         bytes_grad: bytes per gradient in the reduction over data-parallel copies.
         expert_imbalance: tokens of the busiest rank's experts over the mean.
         seconds_host_layer: time that the host needs to issue one dense layer of one
@@ -60,6 +62,7 @@ class Stack:
     overlaps_experts: bool
     once_per_domain: bool
     recompute_stops_early: bool
+    experts_padded: bool
     bytes_grad: int
     expert_imbalance: Symbol
     seconds_host_layer: Symbol
@@ -137,6 +140,7 @@ def _stack(name: str, row: Mapping[str, Any], beliefs: Beliefs) -> Stack:
         overlaps_experts=row["overlaps_experts"],
         once_per_domain=row["once_per_domain"],
         recompute_stops_early=row["recompute_stops_early"],
+        experts_padded=row["experts_padded"],
         bytes_grad=row["bytes_grad"],
         expert_imbalance=number("expert_imbalance"),
         seconds_host_layer=number("seconds_host_layer"),

@@ -137,7 +137,18 @@ def stack_of(cells: Cells) -> str:
         return "deepspeed-bloom-2022-02"
     if family == "llm-foundry" and cells.text("precision") == "bf16":
         return "llm-foundry-2023-05"
-    release = re.search(r"\d\d\.\d\w(\.\d\d)?", cells.text("date_or_version"))
     if family in ("megatron-bridge", "nemo-docs"):
-        return f"nemo-{release[0]}" if release else "nemo"
+        return _nemo(cells)
     return STACKS.get(family, "unknown")
+
+
+def _nemo(cells: Cells) -> str:
+    """NeMo by its release, and by what of it a recipe uses."""
+    release = re.search(r"\d\d\.\d\w(\.\d\d)?", cells.text("date_or_version"))
+    if release is None:
+        return "nemo"
+    name = f"nemo-{release[0]}"
+    if "tokendrop" in cells.text("model").casefold():
+        return f"{name}-tokendrop"
+    hopper = release[0] >= "26.06" and cells.text("gpu_type").casefold().startswith("h100")
+    return f"{name}-hopper" if hopper else name
