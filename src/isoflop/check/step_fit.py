@@ -32,6 +32,8 @@ KEPT = ("share_elementwise_",)
 SPREAD = {False: 0.05, True: 0.10}
 #: Degrees of freedom of a row's error (Student's t): a single odd row moves nothing.
 TAIL = 4
+#: As good as a normal distribution: steps of one hand that are all slow are no odd rows.
+NORMAL = 1e6
 #: Share of the rows whose distance from the fit is the range of a single step; the constants'
 #: own ranges come on top.
 COVERED = 0.85
@@ -131,8 +133,11 @@ def at(symbol: Symbol, z: float) -> float:
     return value if most is None else min(value, most)
 
 
-def fit(problem: Problem, which: Sequence[int] | None = None) -> Fitted:
-    """The numbers that best explain the rows `which` (all where None)."""
+def fit(problem: Problem, which: Sequence[int] | None = None, tail: float = TAIL) -> Fitted:
+    """The numbers that best explain the rows `which` (all where None).
+
+    `tail`: degrees of freedom of a row's error.
+    """
     which = range(len(problem.rows)) if which is None else which
     rows = [problem.rows[i] for i in which]
     names, measured = problem.names(which), np.log([row.seconds for row in rows])
@@ -142,7 +147,7 @@ def fit(problem: Problem, which: Sequence[int] | None = None) -> Fitted:
     def residuals(z: Array) -> Array:
         values = problem.values(dict(zip(names, z, strict=True)))
         off = (np.log(problem.seconds(values, which)) - measured) / spread
-        far = np.sign(off) * np.sqrt((TAIL + 1) * np.log1p(off**2 / TAIL))
+        far = np.sign(off) * np.sqrt((tail + 1) * np.log1p(off**2 / tail))
         return np.concatenate([weight * far, z])
 
     found = least_squares(residuals, np.zeros(len(names)), max_nfev=60)

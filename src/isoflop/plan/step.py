@@ -17,8 +17,9 @@ from isoflop.hardware.fabric import Fabric, fabric_of
 from isoflop.hardware.fitted import Beliefs, shipped
 from isoflop.hardware.stack import Stack, find_stack
 from isoflop.plan.constants import Constants, constants
+from isoflop.plan.exchange import Exchange
 from isoflop.plan.group import Dimension, Group, Ways, groups
-from isoflop.plan.message import Exchange, Message, messages
+from isoflop.plan.message import Message, messages
 from isoflop.plan.rank_work import RankWork, works
 from isoflop.plan.rates import Rates
 from isoflop.plan.setting import Setting
@@ -143,7 +144,12 @@ class _Step:
         children += [*self._data(), self._optimizer()]
         sparse = any(map(self.work.has_experts, self.kinds.values()))
         error = self.use.error_of_experts if sparse else self.use.error_of_model
-        return branch("seconds_step", "seconds", children, times=self.stack.slowed * self.stack.residual * error)
+        return branch(
+            "seconds_step",
+            "seconds",
+            children,
+            times=self.stack.slowed * self.stack.residual * error,
+        )
 
     def _stage(self) -> Node:
         """All micro-batches through the layers of the fullest stage."""
