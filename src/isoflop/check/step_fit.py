@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,21 @@ class Fitted:
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
+    """A step's seconds over the numbers that move."""
+
     run: Callable[..., tuple[Any, ...]]
-    names: tuple[str, ...]
+    numbers: Mapping[str, Symbol]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.numbers)
+
+
+@lru_cache(maxsize=4096)
+def _compiled(setting: Setting, beliefs: Beliefs, moved: Callable[[str], bool]) -> _Compiled:
+    formula = step_time(setting, beliefs).total
+    found = {n: s for n, s in formula.symbols().items() if s.spread and moved(n)}
+    return _Compiled(compile_expressions([formula], list(found)), found)
 
 
 class Problem:
@@ -95,14 +109,8 @@ class Problem:
         self.rows = tuple(rows)
         self.beliefs = beliefs
         self.moved = moves if moved is None else moved
-        self.priors: dict[str, Symbol] = {}
-        self.compiled = [self._compile(row) for row in self.rows]
-
-    def _compile(self, row: Row) -> _Compiled:
-        formula = step_time(row.setting, self.beliefs).total
-        found = {n: s for n, s in formula.symbols().items() if s.spread and self.moved(n)}
-        self.priors.update(found)
-        return _Compiled(compile_expressions([formula], list(found)), tuple(found))
+        self.compiled = [_compiled(row.setting, beliefs, self.moved) for row in self.rows]
+        self.priors = {n: s for c in self.compiled for n, s in c.numbers.items()}
 
     def seconds(self, values: Mapping[str, float], which: Sequence[int]) -> Array:
         chosen = (self.compiled[i] for i in which)
