@@ -475,9 +475,9 @@ def test_a_setting_that_cannot_be_predicted_is_left_out_with_the_reason(write: W
 
 
 def test_the_noise_floor_is_what_neighbouring_releases_differ_by(write: Write) -> None:
-    releases = [("nemo-24.07", "10"), ("nemo-25.09", "12"), ("nemo-24.12", "11"), ("a", "9")]
-    changes = [{"stack": s, "step_time_s": t} for s, t in releases[:3]]
-    (noise,) = validate(write(*changes, {"stack": "a", "micro_batch": "1"})).noise_floor
+    releases = [("nemo-24.07", "10"), ("nemo-25.11", "12"), ("nemo-25.09", "11")]
+    changes = [{"stack": s, "step_time_s": t} for s, t in releases]
+    (noise,) = validate(write(*changes, {"stack": "unknown", "micro_batch": "1"})).noise_floor
     assert (noise.name, noise.n_configurations, noise.n_pairs) == ("dense", 1, 2)
     assert noise.median == pytest.approx((1 / 11 + 1 / 12) / 2)
     assert noise.mean == pytest.approx(noise.median)  # of two
@@ -504,6 +504,12 @@ def test_a_rows_software_is_what_its_source_ran(
     assert row.setting is not None
     assert row.setting.stack == stack
     assert find_stack(stack)
+
+
+def test_a_row_of_an_unknown_stack_is_left_out_with_the_reason(write: Write) -> None:
+    (row,) = read_rows(write({"stack": "nemo-24.12"}))
+    assert row.setting is None
+    assert "`unknown` stands for any other" in row.skipped
 
 
 def test_a_published_recipe_fills_what_a_table_leaves_out(write: Write) -> None:

@@ -14,6 +14,7 @@ from isoflop.check.published.shapes import Skip, read_arch
 from isoflop.check.published.table import Cells, Table, read_table, shown
 from isoflop.errors import InputError, Problem
 from isoflop.hardware.node import MOST_CHIPS
+from isoflop.hardware.stack import stack_names
 from isoflop.plan.layout import Layout, broken_rules
 from isoflop.plan.setting import Setting
 from isoflop.plan.shard import Recompute
@@ -141,8 +142,10 @@ def read_setting(cells: Cells) -> Setting | None:
         return None
     if PEAK.get(compute, compute) not in cluster.chip.peaks:
         raise Skip(f"{cluster.chip.name} has no stated peak in {compute}")
-    arch = read_arch(cells, seq_len)
-    return Setting(arch, cluster, layout, seq_len, batch, compute, recompute, stack_of(cells))
+    arch, stack = read_arch(cells, seq_len), stack_of(cells)
+    if stack.casefold() not in stack_names():
+        raise Skip(f"stack {stack} is not known; `unknown` stands for any other")
+    return Setting(arch, cluster, layout, seq_len, batch, compute, recompute, stack)
 
 
 def read_recompute(cells: Cells) -> Recompute:
