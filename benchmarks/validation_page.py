@@ -34,7 +34,8 @@ def section(report: Report) -> str:
     left = sum(bool(r.skipped) for r in report.rows)
     ways = [*report.methods.values(), *report.baselines]
     noise = [
-        f"Noise floor, {n.name}: {percent(n.median)} in the median of {n.n_pairs} pairs of releases."
+        f"Noise floor, {n.name}: {percent(n.median)} in the median, {percent(n.mean)} in the mean "
+        f"of {n.n_pairs} pairs of releases."
         for n in report.noise_floor
     ]
     parts = [

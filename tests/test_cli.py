@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from isoflop.cli.app import COMMANDS, PLANS, build
 from isoflop.cli.outputs import OUTPUTS, schemas, validate
+from isoflop.hardware.fitted import OwnSteps
 
 ROOT = Path(__file__).parent.parent
 
@@ -268,6 +269,32 @@ def test_a_file_that_is_not_ours_is_never_overwritten(runs_file: Path, tmp_path:
         assert "--output" in refused("fit", str(runs_file), *columns, "-o", str(bad))
     assert "--output" in refused("calibrate", "-o", str(tmp_path / "no" / "p.json"))
     assert "--output" in refused("demo", "-o", "/dev/null/x")
+
+
+#: Two steps of one trainer, more than twice as slow as isoflop thinks, and one not said whole.
+OWN_STEPS = """\
+row_id,source_family,model,seq_len,gpu_type,num_gpus,global_batch_seqs,precision,layers,hidden,heads,kv_heads,ffn,vocab,tp,pp,dp,micro_batch,recompute,zero_fsdp,step_time_s
+a,mine,my-7b,4096,H100,64,512,bf16,32,4096,32,8,14336,128256,1,1,64,2,none,fsdp,8.9
+b,mine,my-1b,4096,H100,8,512,bf16,16,2048,32,8,8192,128256,1,1,8,8,none,fsdp,11.8
+c,mine,my-7b,4096,H100,64,512,bf16,32,4096,32,8,14336,128256,,,,2,none,fsdp,8.9
+"""
+
+
+def test_own_steps_teach_a_stack_and_leave_a_file(tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.csv", tmp_path / "stack.toml"
+    rows.write_text(OWN_STEPS)
+    calibrate = ["calibrate", "--from", str(rows), "--stack", "torchtitan", "-o", str(out)]
+    text = isoflop(*calibrate, "--json").stdout
+    validate("calibrate", text)
+    found = json.loads(text)["stack"]
+    assert (found["name"], len(found["steps"]), len(found["skipped"])) == ("torchtitan", 2, 1)
+    for step in found["steps"]:
+        assert abs(step["after"] - step["measured"]) < abs(step["before"] - step["measured"]) / 2
+    assert OwnSteps.from_toml(out.read_text(), "it").posterior["residual_torchtitan"][0] > 1.3
+    assert "what they say" in isoflop(*calibrate).stdout  # its own file is replaced
+    assert "nothing was written" in refused(*calibrate[:-1], str(rows))
+    assert "torchtune" in refused(*calibrate[:3], "--stack", "torchtun")
+    assert "--from alone" in refused("calibrate", "--stack", "torchtitan")
 
 
 @pytest.mark.parametrize(

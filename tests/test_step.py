@@ -17,7 +17,7 @@ from isoflop.check.step_fit import Problem, Row, fit
 from isoflop.check.step_formula import formula_of
 from isoflop.errors import InputError, UnknownName
 from isoflop.hardware import Cluster, find
-from isoflop.hardware.fitted import PRIORS, Beliefs, shipped
+from isoflop.hardware.fitted import PRIORS, Beliefs, OwnSteps, shipped
 from isoflop.hardware.stack import find_stack, stack_names
 from isoflop.plan.layout import Layout
 from isoflop.plan.setting import Setting
@@ -311,14 +311,76 @@ def test_a_fit_moves_towards_what_made_the_rows() -> None:
     assert found.moved["share_sustained"] < -0.2
 
 
-def test_calibration_finds_a_stacks_own_scale() -> None:
-    truth = Beliefs({**shipped().posterior, "residual_unknown": (1.15, 1.15, 1.15)})
-    rows = made_rows(truth, stack="unknown")[:4]
-    found = calibrate_stack(rows)
+def test_calibration_learns_what_is_special_about_a_stack() -> None:
+    truth = Beliefs({**shipped().posterior, "residual_unknown": (1.4, 1.4, 1.4)})
+    rows = made_rows(truth, stack="unknown")
+    found = calibrate_stack(rows[:3])
     assert "residual_unknown" in found.identified
-    value, low, high = found.beliefs.posterior["residual_unknown"]
-    assert low < 1.15 < high
-    assert value == pytest.approx(1.15, abs=0.03)
+    assert found.beliefs.posterior["residual_unknown"][0] > found.prior["residual_unknown"]
+    before = max(abs(seconds(r.setting) / r.seconds - 1) for r in rows[3:])
+    after = max(abs(seconds(r.setting, found.beliefs) / r.seconds - 1) for r in rows[3:])
+    assert after < 0.08 < before
+
+
+def test_one_odd_row_moves_a_fit_little() -> None:
+    rows = made_rows(PRIORS)
+    odd = [replace(rows[0], seconds=2 * rows[0].seconds), *rows[1:]]
+    found = fit(Problem(odd))
+    assert max(map(abs, found.errors[1:])) < 0.03
+
+
+def test_a_recomputation_that_stops_early_leaves_out_the_last_product() -> None:
+    def again(stack: str) -> float:
+        step = step_time(a_setting(Layout(dp=8, zero=3), stack=stack, recompute="full"), PRIORS)
+        layer = step.find("layers/layer")
+        whole = float(layer.find("forward").value)
+        down = float(layer.find("forward/feed_forward/down").value)
+        made = float(layer.find("recompute").value)
+        assert made <= whole
+        return (whole - made) / down
+
+    assert again("llm-foundry") > 1
+    assert again("llm-foundry-2023-05") == pytest.approx(0)
+
+
+def test_a_machine_known_to_be_slow_slows_its_stack_alone() -> None:
+    slow, sound = (
+        seconds(a_setting(Layout(dp=8), stack=name))
+        for name in ("deepspeed-bloom-2022-02", "deepspeed-bloom")
+    )
+    assert slow == pytest.approx(1.05 * sound)
+
+
+def test_padded_experts_do_not_wait_for_the_host() -> None:
+    def host(stack: str) -> float:
+        setting = a_setting(Layout(dp=8, ep=8), MIXED, "b200-sxm", stack=stack, compute="fp8")
+        step = step_time(setting)
+        return float(step.find("layers/layer/host").value)
+
+    assert host("nemo-25.09-tokendrop") == 0 < host("nemo-25.09")
+
+
+def test_own_steps_survive_their_file() -> None:
+    own = OwnSteps("torchtitan", 3, {"residual_torchtitan": (1.2, 1.1, 1.3)})
+    read = OwnSteps.from_toml(own.to_toml(), "stack.toml")
+    setting = a_setting(Layout(dp=8), stack="torchtitan")
+    assert read == own
+    assert seconds(setting, read.beliefs) == pytest.approx(1.2 * seconds(setting))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stack = [", "is TOML"),
+        ("n_steps = 3\n[fitted]\n", "is the name of a stack"),
+        ('stack = "a"\nn_steps = 0\n[fitted]\n', "above 0"),
+        ('stack = "a"\nn_steps = 3\n[fitted]\nx = [1, 2, 3]\n', "in this order"),
+        ('stack = "a"\nn_steps = 3\n[fitted]\nx = 2\n', "in this order"),
+    ],
+)
+def test_a_broken_file_of_own_steps_is_refused(text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        OwnSteps.from_toml(text, "stack.toml")
 
 
 def test_calibration_refuses_rows_of_two_stacks() -> None:

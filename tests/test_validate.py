@@ -29,6 +29,7 @@ from isoflop.cli.outputs import validate as matches_schema
 from isoflop.cli.validate import render
 from isoflop.cli.validate import validate as command
 from isoflop.errors import InputError, Problem
+from isoflop.hardware.stack import find_stack
 from isoflop.plan.layout import Layout
 from isoflop.plan.setting import Setting
 from isoflop.quantity import Basis, Interval, Node, Symbol, leaf
@@ -474,11 +475,51 @@ def test_a_setting_that_cannot_be_predicted_is_left_out_with_the_reason(write: W
 
 
 def test_the_noise_floor_is_what_neighbouring_releases_differ_by(write: Write) -> None:
-    releases = [("nemo-24.07", "10"), ("nemo-25.09", "12"), ("nemo-24.12", "11"), ("a", "9")]
-    changes = [{"stack": s, "step_time_s": t} for s, t in releases[:3]]
-    (noise,) = validate(write(*changes, {"stack": "a", "micro_batch": "1"})).noise_floor
+    releases = [("nemo-24.07", "10"), ("nemo-25.11", "12"), ("nemo-25.09", "11")]
+    changes = [{"stack": s, "step_time_s": t} for s, t in releases]
+    (noise,) = validate(write(*changes, {"stack": "unknown", "micro_batch": "1"})).noise_floor
     assert (noise.name, noise.n_configurations, noise.n_pairs) == ("dense", 1, 2)
     assert noise.median == pytest.approx((1 / 11 + 1 / 12) / 2)
+    assert noise.mean == pytest.approx(noise.median)  # of two
+
+
+@pytest.mark.parametrize(
+    ("change", "stack"),
+    [
+        ({"source_family": "bloom-tr11", "date_or_version": "2022-02-24"}, "deepspeed-bloom-2022-02"),
+        ({"source_family": "bloom-tr11", "date_or_version": "2022-03..07"}, "deepspeed-bloom"),
+        ({"precision": "bf16"}, "llm-foundry-2023-05"),
+        ({"precision": "amp_bf16"}, "llm-foundry"),
+        ({"source_family": "megatron-bridge", "date_or_version": "NeMo 26.06"}, "nemo-26.06"),
+        ({"source_family": "megatron-bridge", "date_or_version": "NeMo 26.06", "gpu_type": "H100"},
+         "nemo-26.06-hopper"),
+        ({"source_family": "megatron-bridge", "date_or_version": "NeMo 25.09",
+          "model": "GPT-tiny (tokendrop)"}, "nemo-25.09-tokendrop"),
+    ],
+)  # fmt: skip
+def test_a_rows_software_is_what_its_source_ran(
+    write: Write, change: dict[str, str], stack: str
+) -> None:
+    (row,) = read_rows(write(change))
+    assert row.setting is not None
+    assert row.setting.stack == stack
+    assert find_stack(stack)
+
+
+def test_a_row_of_an_unknown_stack_is_left_out_with_the_reason(write: Write) -> None:
+    (row,) = read_rows(write({"stack": "nemo-24.12"}))
+    assert row.setting is None
+    assert "`unknown` stands for any other" in row.skipped
+
+
+def test_a_published_recipe_fills_what_a_table_leaves_out(write: Write) -> None:
+    table_1 = {"source_family": "megatron-2021", "model": "GPT-18.4B", "virtual_pp": "",
+               "global_batch_seqs": "64", "zero_fsdp": "none"}  # fmt: skip
+    blank, stated = read_rows(write({**table_1, "micro_batch": ""}, table_1))
+    assert blank.setting is not None
+    assert stated.setting is not None
+    assert (blank.setting.layout.micro_batch, stated.setting.layout.micro_batch) == (8, 3)
+    assert any("run_table_1.sh" in what for what in blank.assumptions)
 
 
 def test_whole_runs_are_held_against_hours_and_energy(write: Write) -> None:

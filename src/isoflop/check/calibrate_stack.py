@@ -1,35 +1,55 @@
-"""A trainer's software learnt from a few of its own steps.
+"""A trainer's software and machine learnt from a few of its own steps.
 
-What chips, links and kernels do is known from others' steps; what is left to learn of a stack
-is how far off its steps are as a whole, and how long its host takes. Few rows move these from
-what was believed as far as they weigh against it.
+What others' steps said is the prior; few rows move it as far as they weigh against it. Every
+uncertain number may move, the kernels' and the machine's too: which of them a few rows identify
+depends on what was run, so none is chosen beforehand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from isoflop.check.step_fit import Problem, Row, fit
+from isoflop.check.step_fit import NORMAL, Problem, Row, fit, moves
 from isoflop.errors import InputError
 from isoflop.errors import Problem as Broken
 from isoflop.hardware.fitted import Beliefs, shipped
 from isoflop.hardware.stack import find_stack
 
-#: What a stack's own rows may move.
-OF_STACK = ("residual_", "seconds_host_layer_", "seconds_host_experts_", "share_sorting_")
+#: What a stack's own rows may move beside what published steps moved.
+OF_STACK = ("seconds_host_layer_", "share_elementwise_")
 #: Below this share of its prior's variance taken away, a number was not identified.
 IDENTIFIED = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """Beliefs after a stack's own steps, which numbers they identified, and errors left."""
+    """Beliefs after a stack's own steps.
 
+    `prior` is what was believed of each number that could move, `told` the share of its
+    variance that the steps took away, `errors` predicted over measured less 1 of each step.
+    """
+
+    stack: str
     beliefs: Beliefs
-    identified: tuple[str, ...]
-    left_at_prior: tuple[str, ...]
+    prior: Mapping[str, float]
+    told: Mapping[str, float]
     errors: tuple[float, ...]
+
+    @property
+    def identified(self) -> tuple[str, ...]:
+        """The numbers that the steps say something of, most first."""
+        found = [name for name, share in self.told.items() if share >= IDENTIFIED]
+        return tuple(sorted(found, key=lambda name: -self.told[name]))
+
+
+def may_move(name: str) -> bool:
+    """Whether a stack's own steps move the number of this name.
+
+    >>> may_move("seconds_host_layer_torchtitan"), may_move("seconds_call")
+    (True, False)
+    """
+    return moves(name) or name.startswith(OF_STACK)
 
 
 def calibrate_stack(rows: Sequence[Row], prior: Beliefs | None = None) -> Calibrated:
@@ -43,11 +63,12 @@ def calibrate_stack(rows: Sequence[Row], prior: Beliefs | None = None) -> Calibr
     if len(stacks) != 1:
         rule = "is one stack, in at least one row"
         raise InputError("calibration", [Broken("stack", ", ".join(stacks) or "none", rule)])
-    known = shipped() if prior is None else prior
-    found = fit(Problem(rows, known, lambda name: name.startswith(OF_STACK)))
+    problem = Problem(rows, shipped() if prior is None else prior, may_move)
+    found = fit(problem, tail=NORMAL)
     return Calibrated(
+        stacks[0],
         Beliefs(found.beliefs.posterior, f"{len(rows)} steps of {stacks[0]}"),
-        tuple(name for name, share in found.told.items() if share >= IDENTIFIED),
-        tuple(name for name, share in found.told.items() if share < IDENTIFIED),
+        {name: float(symbol.value) for name, symbol in problem.priors.items()},
+        found.told,
         found.errors,
     )

@@ -1,7 +1,7 @@
 """Fit the uncertain numbers of a step to measured steps, starting from what was believed.
 
 Each number moves along its prior's own scale: z = 0 is its middle, z = 1.645 the end of its
-90 % range. Least squares over rows and priors together, robust in the rows; what the rows do
+90 % range. The likeliest numbers under both, rows with heavy tails; what the rows do
 not identify stays at its prior. Ranges are those of the normal approximation at the minimum.
 """
 
@@ -27,6 +27,10 @@ KEPT = ("share_elementwise_",)
 #: Spread of single rows about a good model, in logarithms: neighbouring releases of one
 #: trainer differ by 1 to 4 % on dense models and by about 10 % on experts.
 SPREAD = {False: 0.05, True: 0.10}
+#: Degrees of freedom of a row's error (Student's t): a single odd row moves nothing.
+TAIL = 4
+#: As good as a normal distribution: steps of one hand that are all slow are no odd rows.
+NORMAL = 1e6
 #: Share of the rows whose distance from the fit is the range of a single step; the constants'
 #: own ranges come on top.
 COVERED = 0.85
@@ -35,9 +39,6 @@ COVERED = 0.85
 ALIKE = 12
 #: Shares of what cannot be exceeded.
 MOST = {"share_matmul_": 1.0, "share_shown_": 1.0}
-#: Residuals of stacks are held closer to 1 than their ranges say, so that the level of all is
-#: the constants', and an unseen stack is predicted at the mean of those seen.
-TIGHTER = {"residual_": 1.6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +145,16 @@ def at(symbol: Symbol, z: float) -> float:
     return value if most is None else min(value, most)
 
 
-def fit(problem: Problem, which: Sequence[int] | None = None) -> Fitted:
-    """The numbers that best explain the rows `which` (all where None)."""
+def fit(problem: Problem, which: Sequence[int] | None = None, tail: float = TAIL) -> Fitted:
+    """The numbers that best explain the rows `which` (all where None).
+
+    `tail`: degrees of freedom of a row's error.
+    """
     which = range(len(problem.rows)) if which is None else which
     rows = [problem.rows[i] for i in which]
     names, measured = problem.names(which), np.log([row.seconds for row in rows])
     spread = np.array([SPREAD[row.sparse] for row in rows])
     weight = _weights(rows)
-    hold = np.array([_held(name) if problem.beliefs is PRIORS else 1.0 for name in names])
 
     def distances(z: Array) -> Array:
         values = problem.values(dict(zip(names, z, strict=True)))
@@ -159,11 +162,11 @@ def fit(problem: Problem, which: Sequence[int] | None = None) -> Fitted:
         return away
 
     def residuals(z: Array) -> Array:
-        return np.concatenate([weight * robust(distances(z)), hold * z])
+        return np.concatenate([weight * robust(distances(z), tail), z])
 
     def jacobian(z: Array) -> Array:
-        outer = weight * robust_slope(distances(z)) / spread
-        return np.vstack([outer[:, None] * problem.slopes(names, z, which), np.diag(hold)])
+        outer = weight * robust_slope(distances(z), tail) / spread
+        return np.vstack([outer[:, None] * problem.slopes(names, z, which), np.eye(len(names))])
 
     found = least_squares(residuals, np.zeros(len(names)), jacobian, max_nfev=60)
     deviation = np.sqrt(np.diag(np.linalg.inv(found.jac.T @ found.jac)))
@@ -183,21 +186,18 @@ def fit(problem: Problem, which: Sequence[int] | None = None) -> Fitted:
     )
 
 
-def robust(off: Array) -> Array:
-    """A residual that grows as a root far out: single odd rows move little."""
-    grown: Array = off / np.sqrt(1 + np.abs(off) / 4)
+def robust(off: Array, tail: float) -> Array:
+    """A residual whose square is twice what Student's t takes off the likelihood."""
+    grown: Array = np.sign(off) * np.sqrt((tail + 1) * np.log1p(off**2 / tail))
     return grown
 
 
-def robust_slope(off: Array) -> Array:
+def robust_slope(off: Array, tail: float) -> Array:
     """The derivative of `robust`."""
-    inside = 1 + np.abs(off) / 4
-    slope: Array = (inside - np.abs(off) / 8) / inside**1.5
-    return slope
-
-
-def _held(name: str) -> float:
-    return next((by for prefix, by in TIGHTER.items() if name.startswith(prefix)), 1.0)
+    grown = np.abs(robust(off, tail))
+    near = np.abs(off) < 1e-6
+    slope: Array = (tail + 1) * np.abs(off) / (tail + off**2) / np.where(near, 1.0, grown)
+    return np.where(near, np.sqrt((tail + 1) / tail), slope)
 
 
 def _weights(rows: Sequence[Row]) -> Array:

@@ -38,24 +38,39 @@ OPERATORS_SHOWN = 12
 
 def calibrate_command(
     *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("profile.json"),
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     threads: Count | None = None,
     seconds: Duration = SECONDS_CALIBRATE,
+    rows: Annotated[Path | None, Parameter(name="--from")] = None,
+    stack: str | None = None,
     as_json: Json = False,
 ) -> None:
-    """Measure this machine: what its kernels really take.
+    """Measure this machine, or learn a trainer's software from a few steps of your own.
 
     Parameters
     ----------
     output
-        The profile is written there; `isoflop check --run --profile` reads it.
+        Where the profile goes, profile.json when not given; `isoflop check --run --profile`
+        reads it. With --from what the steps said, stack.toml when not given.
     threads
         CPU threads; 2, or as many as there are, when not given.
     seconds
         How long to measure, such as 30s; longer narrows the spread.
+    rows
+        A CSV file of your own step times, in the columns of `isoflop validate --rows`; nothing
+        is measured here.
+    stack
+        With --from: the software that the steps ran under, where the file does not say.
     """
     from isoflop.runs import write_whole
 
+    if rows is not None:
+        from isoflop.cli.calibrate_stack import calibrate_from
+
+        return calibrate_from(rows, output or Path("stack.toml"), stack, as_json=as_json)
+    if stack is not None:
+        raise InputError("calibrate", [Problem("--stack", stack, "stands with --from alone")])
+    output = output or Path("profile.json")
     check_output(output, "curves")
     profile = measure(threads, seconds)
     data = profile.to_json()

@@ -85,7 +85,8 @@ def percent(value: float | None, sign: str = "") -> str:
 def _noise(report: Report) -> Iterator[str]:
     if report.noise_floor:
         told = [
-            f"  {n.name}: {percent(n.median)} in the median of {counted(n.n_pairs, 'pair')}"
+            f"  {n.name}: {percent(n.median)} in the median, {percent(n.mean)} in the mean of "
+            f"{counted(n.n_pairs, 'pair')}"
             for n in report.noise_floor
         ]
         yield "\n".join(["noise floor, neighbouring releases of one configuration:", *told])

@@ -32,6 +32,11 @@ class Stack:
         overlaps_data: gradients are reduced, and weights gathered, beside backward and forward.
         overlaps_experts: the experts' exchange runs beside another micro-batch's work.
         once_per_domain: a token goes to a domain once, not once per expert there (DeepEP).
+        recompute_stops_early: a layer that is made again stops once all that backward needs is
+            there, so what its last product writes is never made (PyTorch's checkpoint from 2.1
+            on, where it is not reentrant).
+        experts_padded: each expert takes as many tokens as its capacity, more are dropped: the
+            host need not read back how many there are.
         bytes_grad: bytes per gradient in the reduction over data-parallel copies.
         expert_imbalance: tokens of the busiest rank's experts over the mean.
         seconds_host_layer: time that the host needs to issue one dense layer of one
@@ -42,6 +47,7 @@ class Stack:
             read and written twice each way.
         share_elementwise: traffic of norms, activations and sums over what they move when
             each runs alone: below 1 where kernels are fused.
+        slowed: seconds of a step over those of a machine in order, where one is known not to be.
         residual: measured over predicted seconds of this stack, with its 90 % range.
 
     Raises:
@@ -55,12 +61,15 @@ class Stack:
     overlaps_data: bool
     overlaps_experts: bool
     once_per_domain: bool
+    recompute_stops_early: bool
+    experts_padded: bool
     bytes_grad: int
     expert_imbalance: Symbol
     seconds_host_layer: Symbol
     seconds_host_experts: Symbol
     share_sorting: Symbol
     share_elementwise: Symbol
+    slowed: Symbol
     residual: Symbol
     source: str
 
@@ -106,8 +115,10 @@ def _rows() -> Mapping[str, Any]:
 
 
 def _own(name: str, rows: Mapping[str, Any]) -> str:
-    """A release that says nothing of its own is the one that it is like."""
-    return _own(rows[name]["like"], rows) if rows[name].keys() == {"like"} else name
+    """Whose uncertain numbers a row has: another's where it says so, or says nothing else."""
+    row = rows[name]
+    same = row.get("numbers", row["like"] if row.keys() == {"like"} else None)
+    return name if same is None else _own(same, rows)
 
 
 def _whole(name: str, rows: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -128,12 +139,15 @@ def _stack(name: str, row: Mapping[str, Any], beliefs: Beliefs) -> Stack:
         overlaps_data=row["overlaps_data"],
         overlaps_experts=row["overlaps_experts"],
         once_per_domain=row["once_per_domain"],
+        recompute_stops_early=row["recompute_stops_early"],
+        experts_padded=row["experts_padded"],
         bytes_grad=row["bytes_grad"],
         expert_imbalance=number("expert_imbalance"),
         seconds_host_layer=number("seconds_host_layer"),
         seconds_host_experts=number("seconds_host_experts"),
         share_sorting=number("share_sorting"),
         share_elementwise=number("share_elementwise"),
+        slowed=number("slowed"),
         residual=number("residual"),
         source=row["source"],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -49,6 +49,16 @@ class RankWork:
 
     def backward(self, part: Part, name: str) -> Node:
         return self._tree(replace(part, name=name), forward=False)
+
+    def again(self, part: Part) -> Node:
+        """A layer's forward pass up to what its last product reads: all that backward needs."""
+        whole, kept = self.forward(part, "recompute"), []
+        for child in whole.children:
+            if child.name == "feed_forward":
+                kept.append(branch(child.name, "seconds", _before(child.children, "down")))
+                break
+            kept.append(child)
+        return branch(whole.name, "seconds", kept)
 
     def _tree(self, part: Part, *, forward: bool) -> Node:
         return self._node(part, None, forward=forward, experts=False)
@@ -243,6 +253,12 @@ class RankWork:
 def _kv_heads(attention: object) -> int:
     heads = getattr(attention, "n_kv_heads", None)
     return int(heads if heads is not None else attention.n_heads)  # type: ignore[attr-defined]
+
+
+def _before(nodes: Sequence[Node], name: str) -> list[Node]:
+    """The nodes before the one of that name; all where there is none."""
+    names = [node.name for node in nodes]
+    return list(nodes[: names.index(name)] if name in names else nodes)
 
 
 def works(part: Part) -> bool:

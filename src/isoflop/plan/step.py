@@ -183,7 +183,7 @@ class _Step:
         """Measured over predicted seconds: of the stack, and of the model."""
         sparse = any(map(self.work.has_experts, self.kinds.values()))
         error = self.use.error_of_experts if sparse else self.use.error_of_model
-        return self.stack.residual * error
+        return self.stack.slowed * self.stack.residual * error
 
     def pieces(self) -> Pieces:
         layers = {
@@ -216,7 +216,8 @@ class _Step:
         children = [forward, self.work.backward(part, "backward")]
         match self.setting.recompute:
             case "full":
-                children.append(replace(forward, name="recompute"))
+                again = self.work.again(part) if self.stack.recompute_stops_early else forward
+                children.append(replace(again, name="recompute"))
             case "selective":
                 core = forward.find("attention/core")
                 children.append(branch("recompute", "seconds", [core]))
@@ -229,7 +230,7 @@ class _Step:
     def _waits(self, part: Part, busy: Expr) -> Expr:
         """The accelerator waits where its host is slower to issue a layer than it to run it."""
         stack = self.stack
-        dealt = self.work.has_experts(part)
+        dealt = self.work.has_experts(part) and not stack.experts_padded
         host = stack.seconds_host_experts if dealt else stack.seconds_host_layer
         return maximum(0, host - busy)
 
@@ -255,10 +256,22 @@ class _Step:
         return where(self._uneven, fullest, n / self.sizes.pp)
 
     def _share(self, kind: str) -> Expr:
-        """Layers of one kind on the fullest stage."""
+        """Layers of one kind on the fullest stage.
+
+        Where only some layers have experts, that is a stage without the others: all stages
+        wait for the slowest.
+        """
         arch = self.setting.arch
-        count = arch.times(kind)
-        return self._slots if count == arch.n_layers else self._slots * count / arch.n_layers
+        count, slots = arch.times(kind), self._slots
+        if count == arch.n_layers:
+            return slots
+        dealt = sum(arch.times(k) for k, p in self.kinds.items() if self.work.has_experts(p))
+        if "pp" not in self.sizes or dealt in (0, arch.n_layers):
+            return slots * count / arch.n_layers
+        slow = minimum(slots, dealt)
+        if self.work.has_experts(self.kinds[kind]):
+            return slow * count / dealt
+        return (slots - slow) * count / (arch.n_layers - dealt)
 
     @cached_property
     def _one_layer(self) -> Expr:

@@ -46,10 +46,11 @@ class Noise:
     n_configurations: int
     n_pairs: int
     median: float
+    mean: float
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "n_configurations": self.n_configurations,
-                "n_pairs": self.n_pairs, "median": self.median}  # fmt: skip
+                "n_pairs": self.n_pairs, "median": self.median, "mean": self.mean}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ def noise_floor(rows: Sequence[Measured]) -> Iterator[Noise]:
             found[_sort(group[0])].append(list(_differences(group)))
     for name, each in sorted(found.items()):
         pairs = [d for differences in each for d in differences]
-        yield Noise(name, len(each), len(pairs), statistics.median(pairs))
+        yield Noise(name, len(each), len(pairs), statistics.median(pairs), statistics.fmean(pairs))
 
 
 def _differences(group: Sequence[Measured]) -> Iterator[float]:

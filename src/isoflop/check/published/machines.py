@@ -119,6 +119,11 @@ STACKS = {
 }
 
 
+#: PCI Express and NUMA settings of Jean Zay's A100 were repaired on that day
+#: (tr11-176B-ml/chronicles-prequel.md).
+BLOOM_REPAIRED = "2022-02-25"
+
+
 def stack_of(cells: Cells) -> str:
     """The trainer's software with its release: what the row says, or what its source used.
 
@@ -128,7 +133,22 @@ def stack_of(cells: Cells) -> str:
     if cells.text("stack"):
         return cells.text("stack")
     family = cells.text("source_family")
-    release = re.search(r"\d\d\.\d\w(\.\d\d)?", cells.text("date_or_version"))
+    if family == "bloom-tr11" and cells.text("date_or_version") < BLOOM_REPAIRED:
+        return "deepspeed-bloom-2022-02"
+    if family == "llm-foundry" and cells.text("precision") == "bf16":
+        return "llm-foundry-2023-05"
     if family in ("megatron-bridge", "nemo-docs"):
-        return f"nemo-{release[0]}" if release else "nemo"
+        return _nemo(cells)
     return STACKS.get(family, "unknown")
+
+
+def _nemo(cells: Cells) -> str:
+    """NeMo by its release, and by what of it a recipe uses."""
+    release = re.search(r"\d\d\.\d\w(\.\d\d)?", cells.text("date_or_version"))
+    if release is None:
+        return "nemo"
+    name = f"nemo-{release[0]}"
+    if "tokendrop" in cells.text("model").casefold():
+        return f"{name}-tokendrop"
+    hopper = release[0] >= "26.06" and cells.text("gpu_type").casefold().startswith("h100")
+    return f"{name}-hopper" if hopper else name

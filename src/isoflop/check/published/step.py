@@ -9,10 +9,12 @@ from typing import Literal, cast
 
 from isoflop.check.published.machines import read_cluster, read_compute, stack_of
 from isoflop.check.published.rates import PEAK, Rate, seconds_step, stated_rates
+from isoflop.check.published.recipes import with_recipe
 from isoflop.check.published.shapes import Skip, read_arch
 from isoflop.check.published.table import Cells, Table, read_table, shown
 from isoflop.errors import InputError, Problem
 from isoflop.hardware.node import MOST_CHIPS
+from isoflop.hardware.stack import stack_names
 from isoflop.plan.layout import Layout, broken_rules
 from isoflop.plan.setting import Setting
 from isoflop.plan.shard import Recompute
@@ -66,8 +68,9 @@ def measured_rows(table: Table) -> tuple[Measured, ...]:
     found, bad = [], []
     seen: set[tuple[str, ...]] = set()
     for cells in table.cells():
-        found.append(measured(_in_brackets(cells, seen)))
-        bad += cells.problems
+        row = with_recipe(_in_brackets(cells, seen))
+        found.append(measured(row))
+        bad += row.problems
     if bad:
         raise InputError(table.name, shown(bad))
     return tuple(found)
@@ -139,8 +142,10 @@ def read_setting(cells: Cells) -> Setting | None:
         return None
     if PEAK.get(compute, compute) not in cluster.chip.peaks:
         raise Skip(f"{cluster.chip.name} has no stated peak in {compute}")
-    arch = read_arch(cells, seq_len)
-    return Setting(arch, cluster, layout, seq_len, batch, compute, recompute, stack_of(cells))
+    arch, stack = read_arch(cells, seq_len), stack_of(cells)
+    if stack.casefold() not in stack_names():
+        raise Skip(f"stack {stack} is not known; `unknown` stands for any other")
+    return Setting(arch, cluster, layout, seq_len, batch, compute, recompute, stack)
 
 
 def read_recompute(cells: Cells) -> Recompute:

@@ -41,9 +41,37 @@ class OperatorSeconds(Out):
     measured: float
 
 
+class Learnt(Out):
+    """One uncertain number before and after; `told`: share of its variance taken away."""
+
+    name: str
+    prior: float
+    value: float
+    low: float
+    high: float
+    told: float
+
+
+class Step(Out):
+    row_id: str
+    measured: float
+    before: float
+    after: float
+
+
+class Stack(Out):
+    """With --from: the stack that the steps ran under, and what they said."""
+
+    name: str
+    numbers: list[Learnt]
+    steps: list[Step]
+    skipped: list[str]
+
+
 class Calibrate(Command):
     output: str
-    profile: dict[str, Any]
+    profile: dict[str, Any] | None = None
+    stack: Stack | None = None
 
 
 class Check(Command):

@@ -43,6 +43,7 @@ class Noise(Out):
     n_configurations: int
     n_pairs: int
     median: float
+    mean: float
 
 
 class Assumed(Out):
