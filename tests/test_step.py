@@ -274,6 +274,20 @@ def made_rows(beliefs: Beliefs, stack: str = "megatron-2021") -> list[Row]:
     return [Row(job, seconds(job, beliefs), "made") for job in jobs]
 
 
+@pytest.mark.parametrize(
+    ("stack", "again"),
+    [("megatron-2022", "attention/core"), ("nemo-24.07", "feed_forward/activation")],
+)
+def test_selective_recomputation_runs_again_what_memory_does_not_keep(
+    stack: str, again: str
+) -> None:
+    setting = replace(a_setting(Layout(dp=8), stack=stack), recompute="selective")
+    layer = step_time(setting).find("layers/layer")
+    assert list(layer.find("recompute").leaves()) == [again]
+    once = layer.find(f"forward/{again}")
+    assert float(layer.find(f"recompute/{again}").value) == float(once.value)
+
+
 def test_a_fits_derivatives_are_those_of_its_distances() -> None:
     problem = Problem(made_rows(PRIORS))
     which = range(len(problem.rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -59,6 +59,16 @@ class RankWork:
                 break
             kept.append(child)
         return branch(whole.name, "seconds", kept)
+
+    def selected(self, forward: Node) -> list[Node]:
+        """What selective recomputation runs again: what `count.memory_saved` then does not keep.
+
+        Attention where its scores would stand in memory (Korthikanti 2022, 2205.05198,
+        section 5), else activation functions.
+        """
+        return _only(
+            forward.children, "core" if self.stack.attention == "unfused" else "activation"
+        )
 
     def _tree(self, part: Part, *, forward: bool) -> Node:
         return self._node(part, None, forward=forward, experts=False)
@@ -279,3 +289,15 @@ def _fused(parts: tuple[Part, ...]) -> Iterator[tuple[Part, Expr | None]]:
         yield part, op.inner if column and key in seen else None
         if column:
             seen.append(key)
+
+
+def _only(nodes: Iterable[Node], name: str) -> list[Node]:
+    """The nodes of this name, inside those that hold them."""
+    kept = []
+    for node in nodes:
+        below = _only(node.children, name)
+        if node.name == name:
+            kept.append(node)
+        elif below:
+            kept.append(branch(node.name, node.unit, below, times=node.times))
+    return kept

@@ -219,8 +219,7 @@ class _Step:
                 again = self.work.again(part) if self.stack.recompute_stops_early else forward
                 children.append(replace(again, name="recompute"))
             case "selective":
-                core = forward.find("attention/core")
-                children.append(branch("recompute", "seconds", [core]))
+                children.append(branch("recompute", "seconds", self.work.selected(forward)))
             case "none":
                 pass
         busy = total(child.total for child in children)
