@@ -253,7 +253,7 @@ N = L * (12 * D * D + 9 * D + 4 * D) + 2 * D + V * D + S * D
 def test_a_rate_becomes_seconds_by_the_convention_of_its_source(
     write: Write, family: str, column: str, flops: float
 ) -> None:
-    change = {"source_family": family, "step_time_s": "", column: "0.5", "stack": "x"}
+    change = {"source_family": family, "step_time_s": "", column: "0.5", "stack": "unknown"}
     (row,) = read_rows(write(change))
     assert row.measured_seconds == pytest.approx(flops / (8 * 0.5e12), rel=1e-12)
 
@@ -431,7 +431,7 @@ def test_a_source_is_never_among_the_rows_that_predict_it(write: Write) -> None:
         asked.append({r.family for r in rows})
         return five
 
-    families = [{"source_family": f, "stack": f} for f in ("a", "b", "c", "b")]
+    families = [{"source_family": f} for f in ("a", "b", "c", "b")]
     rows = read_rows(write(*families))
     found = left_out(rows, refit, lambda r: r.family)
     assert asked == [{"b", "c"}, {"a", "c"}, {"a", "b"}]

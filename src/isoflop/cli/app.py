@@ -34,7 +34,10 @@ COMMANDS = {
     "laws": ("laws:laws", "List the published laws and the optimum each gives."),
     "fit": ("laws:fit", "Fit loss = E + A / params^alpha + B / tokens^beta to measured runs."),
     "predict": ("laws:predict", "Predict a loss, or the compute-optimal model for a budget."),
-    "calibrate": ("check:calibrate_command", "Measure this machine: what its kernels really take."),
+    "calibrate": (
+        "check:calibrate_command",
+        "Measure this machine, or learn a trainer's software from a few steps of your own.",
+    ),
     "validate": (
         "validate:validate",
         "Hold predictions against published measurements: error, range, source by source.",

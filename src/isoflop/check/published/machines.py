@@ -146,7 +146,7 @@ def _nemo(cells: Cells) -> str:
     """NeMo by its release, and by what of it a recipe uses."""
     release = re.search(r"\d\d\.\d\w(\.\d\d)?", cells.text("date_or_version"))
     if release is None:
-        return "nemo"
+        return "unknown"
     name = f"nemo-{release[0]}"
     if "tokendrop" in cells.text("model").casefold():
         return f"{name}-tokendrop"
