@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from pydantic import ValidationError
 
 from isoflop.cli.app import COMMANDS, PLANS, build
 from isoflop.cli.outputs import OUTPUTS, schemas, validate
-from isoflop.hardware.fitted import OwnSteps
 
 ROOT = Path(__file__).parent.parent
 
@@ -290,7 +290,14 @@ def test_own_steps_teach_a_stack_and_leave_a_file(tmp_path: Path) -> None:
     assert (found["name"], len(found["steps"]), len(found["skipped"])) == ("torchtitan", 2, 1)
     for step in found["steps"]:
         assert abs(step["after"] - step["measured"]) < abs(step["before"] - step["measured"]) / 2
-    assert OwnSteps.from_toml(out.read_text(), "it").posterior["residual_torchtitan"][0] > 1.3
+    assert tomllib.loads(out.read_text())["fitted"]["residual_torchtitan"][0] > 1.3
+    plan = ["plan", "train", "llama-3-8b", "--tokens", "1B", "--on", "64xh100-sxm", "--seq-len",
+            "4096", "--global-batch", "512", "--tp", "1", "--zero", "3", "--json", "--stack"]  # fmt: skip
+    known, told = (json.loads(isoflop(*plan, s).stdout)["days"] for s in ("torchtitan", str(out)))
+    assert told > 1.3 * known
+    assert "stack.toml" in refused(*plan, str(tmp_path / "no" / "stack.toml"))
+    assert "is TOML" in refused(*plan, str(rows.rename(tmp_path / "rows.toml")))
+    rows.write_text(OWN_STEPS)
     assert "what they say" in isoflop(*calibrate).stdout  # its own file is replaced
     assert "nothing was written" in refused(*calibrate[:-1], str(rows))
     assert "torchtune" in refused(*calibrate[:3], "--stack", "torchtun")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from isoflop.arch.foreign import parse_toml, read_file
 from isoflop.cli.options import Count, Json, Real, Whole, load_model
 from isoflop.cli.output import emit as to_json
 from isoflop.cli.output import say, write
@@ -16,6 +17,7 @@ from isoflop.cli.plan import On, numbers
 from isoflop.cli.plan_search import NO_HUNT, Hunt, render_found
 from isoflop.errors import InputError, Problem
 from isoflop.hardware import Cluster, parse_cluster
+from isoflop.hardware.fitted import OwnSteps
 from isoflop.plan import Layout, TrainPlan
 from isoflop.plan.emit import emitted
 from isoflop.plan.quoted import Figure, Quoted, machines
@@ -170,7 +172,8 @@ def plan_train_command(
         the mask leaves) or 6nd (the rule of thumb).
     stack
         The trainer's software, such as megatron-2022 or torchtitan (`unknown` stands for any
-        other): steps are then timed operator by operator, not by a share of the roofline.
+        other), or the stack.toml of `isoflop calibrate --from`: steps are then timed operator
+        by operator, not by a share of the roofline.
     emit_
         Write the layout for a trainer instead: recipe (isoflop's own), torchrun, megatron or
         torchtitan.
@@ -186,12 +189,24 @@ def plan_train_command(
                 source_len, images)  # fmt: skip
     ask = TrainAsk(work, cluster, global_batch or cluster.count * each,
                    precision,  # type: ignore[arg-type]
-                   each, stack=stack, **asdict(terms))  # fmt: skip
+                   each, **read_stack(stack), **asdict(terms))  # fmt: skip
     if hunt.search:
         found = hunt.found(ask, split.said(micro_batch), recompute_too=recompute is None)
         return _tell(found.best, found, emit=emit_, output=output, as_json=as_json)
     plan = planned(replace(ask, layout=split.layout(cluster, each)))
     return _tell(plan, None, emit=emit_, output=output, as_json=as_json)
+
+
+def read_stack(text: str | None) -> dict[str, Any]:
+    """A stack by name as isoflop knows it, or by file as a user's own steps told.
+
+    Raises:
+        InputError: the file cannot be read, or is not what `calibrate --from` writes.
+    """
+    if text is None or not text.endswith(".toml"):
+        return {"stack": text}
+    own = OwnSteps.from_table(parse_toml(read_file(Path(text)), text), text)
+    return {"stack": own.stack, "beliefs": own.beliefs}
 
 
 def _tell(

@@ -77,20 +77,16 @@ class OwnSteps:
         return head + toml_of(self.posterior)
 
     @classmethod
-    def from_toml(cls, text: str, where: str) -> OwnSteps:
-        """Read what `to_toml` wrote.
+    def from_table(cls, found: Mapping[str, Any], where: str) -> OwnSteps:
+        """Read what `to_toml` wrote, as the table that TOML makes of it.
 
         Raises:
-            InputError: not TOML, or fields that are missing or of the wrong kind.
+            InputError: fields that are missing or of the wrong kind.
 
         >>> own = OwnSteps("unknown", 3, {"residual_unknown": (1.1, 1.0, 1.2)})
-        >>> OwnSteps.from_toml(own.to_toml(), "stack.toml") == own
+        >>> OwnSteps.from_table(tomllib.loads(own.to_toml()), "stack.toml") == own
         True
         """
-        try:
-            found = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(where, [Problem("file", str(error), "is TOML")]) from None
         bad = [
             Problem(field, found.get(field), rule, "`isoflop calibrate --from` writes it")
             for field, (holds, rule) in _RULES.items()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from isoflop.arch import Arch
 from isoflop.count.memory_saved import Recompute
 from isoflop.hardware import Cluster
+from isoflop.hardware.fitted import Beliefs, shipped
 from isoflop.plan.layout import Layout
 
 #: What the matrix products of layers compute in. fp8: one scale per tensor; mxfp8 and
@@ -19,7 +20,8 @@ Compute: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nv
 class Setting:
     """A model on a cluster under a layout, one step of `global_batch` sequences.
 
-    `stack` names the trainer's software with its release, as in `hardware/stacks.toml`
+    `beliefs` are the uncertain numbers of chips and software as they are known: those that
+    isoflop was fitted to, or a user's own. `stack` names the trainer's software with its release, as in `hardware/stacks.toml`
     (`megatron-core-0.8`, `llm-foundry`, `unknown`).
     """
 
@@ -31,6 +33,7 @@ class Setting:
     compute: Compute = "bf16"
     recompute: Recompute = "none"
     stack: str = "unknown"
+    beliefs: Beliefs = field(default_factory=shipped)
 
     @property
     def tokens_per_step(self) -> int:

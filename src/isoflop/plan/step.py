@@ -14,7 +14,7 @@ from functools import cached_property
 from isoflop.count.blocks import Part, describe
 from isoflop.count.workload import Workload
 from isoflop.hardware.fabric import Fabric, fabric_of
-from isoflop.hardware.fitted import Beliefs, shipped
+from isoflop.hardware.fitted import Beliefs
 from isoflop.hardware.stack import Stack, find_stack
 from isoflop.plan.constants import Constants, constants
 from isoflop.plan.exchange import Exchange
@@ -50,7 +50,7 @@ TRAFFIC = {"tp": "tensor", "cp": "context", "ep": "experts"}
 def step_time(setting: Setting, beliefs: Beliefs | None = None) -> Node:
     """Seconds of one step, as a tree, with its 90 % range.
 
-    `beliefs` brings other uncertain numbers than those that isoflop was fitted to.
+    `beliefs` brings other uncertain numbers than those of the setting.
 
     Raises:
         InputError: the chip does not compute in the setting's precision, or a group spans
@@ -65,7 +65,7 @@ def step_time(setting: Setting, beliefs: Beliefs | None = None) -> Node:
     >>> [child.name for child in step_time(step).children]
     ['layers', 'ends', 'data', 'optimizer']
     """
-    return _Step(setting, shipped() if beliefs is None else beliefs).tree()
+    return _Step(setting, setting.beliefs if beliefs is None else beliefs).tree()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Pieces:
 
 def step_pieces(setting: Setting, beliefs: Beliefs | None = None) -> Pieces:
     """The pieces of `step_time`'s tree."""
-    return _Step(setting, shipped() if beliefs is None else beliefs).pieces()
+    return _Step(setting, setting.beliefs if beliefs is None else beliefs).pieces()
 
 
 def shown(work: Expr, beside: Expr, share: Expr) -> Expr:

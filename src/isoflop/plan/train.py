@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from isoflop.arch import Arch
@@ -11,6 +11,7 @@ from isoflop.count.memory_saved import FLASH, KERNELS
 from isoflop.errors import InputError, Problem
 from isoflop.hardware import Chip, Cluster
 from isoflop.hardware.chip import Precision as Format
+from isoflop.hardware.fitted import Beliefs, shipped
 from isoflop.hardware.stack import find_stack
 from isoflop.plan.ask import at_most, one_of, whole
 from isoflop.plan.assumed import assumption_json
@@ -48,13 +49,15 @@ class TrainAsk:
     pue: float | None = None
     carbon: float | None = None
     stack: str | None = None
+    beliefs: Beliefs = field(default_factory=shipped)
 
     def setting(self, layout: Layout) -> Setting:
         """One step under a layout, as its time is computed."""
         return Setting(self.work.arch, self.cluster, layout, self.work.seq_len, self.global_batch,
                        compute=self.precision,  # type: ignore[arg-type]  # problems_of lists what may be computed in
                        recompute=self.work.recompute,
-                       stack=self.stack or UNKNOWN)  # fmt: skip
+                       stack=self.stack or UNKNOWN,
+                       beliefs=self.beliefs)  # fmt: skip
 
     @property
     def n_steps(self) -> Expr:
