@@ -14,6 +14,7 @@ from isoflop.count import Precision
 from isoflop.count.memory_weights import Format, format_of
 from isoflop.hardware import Cluster
 from isoflop.plan.assumed import assumption_json
+from isoflop.plan.place import barely
 from isoflop.plan.serve_asked import Asked
 from isoflop.plan.serve_step import Server, placed
 from isoflop.quantity import Node, Symbol
@@ -150,8 +151,8 @@ class ServePlan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the times of this layout leave out."""
-        out = []
+        """What the times of this layout leave out, and whether it fits by a hair only."""
+        out = list(barely(self.bytes_per_accelerator, self.cluster.chip))
         if waited := float(self.seconds_per_token.find("launches").value):
             share = waited / float(self.seconds_per_token.value)
             out.append(
