@@ -319,3 +319,23 @@ def test_a_training_plan_that_does_not_fit_says_what_would_and_that_fits() -> No
     answer(*asked, "--on", "4xh100-sxm")
     split = refused(*asked, "--on", "4xh100-sxm", "--dp", "4", "--zero", "0", code=3)
     assert "another layout, tp=" in split
+
+
+def test_models_can_be_picked_by_a_part_of_their_names() -> None:
+    names = [row["name"] for row in answer("models", "Qwen3")["models"]]
+    assert "qwen3-8b" in names
+    assert all("qwen3" in name for name in names)
+    assert f"{len(names)} models: qwen {len(names)}" in isoflop("models", "qwen3").stdout
+    assert "not known" in refused("models", "lamma")
+
+
+def test_refusals_read_as_people_speak() -> None:
+    unknown = refused("plan", "train", "gpt2", "--tokens", "1B", "--on", "h100x")
+    assert "h100x: not known (did you mean h100-sxm" in unknown
+    assert "budget is missing: must be given as one of" in refused(
+        "plan", "budget", "--on", "h100-sxm"
+    )
+    assert "size is missing: must be given as" in refused("predict", "besiroglu-2024")
+    assert "size=--params: must hold" in refused("predict", "besiroglu-2024", "--params", "1e9")
+    tower = refused("plan", "serve", "t5-small", "--on", "h100-sxm")
+    assert "(t5-small has one: name a decoder alone)" in tower
