@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from isoflop.quantity import Node
+from isoflop.quantity import Basis, Node
 from isoflop.quantity.units import format_exact, format_rounded, format_value
 from isoflop.report.text import table
 
@@ -21,12 +21,10 @@ def numbers(nodes: Mapping[str, Node]) -> str:
 
 
 def _value(node: Node) -> str:
-    """A value in the unit of its node; what the label already names stays bare."""
-    if node.interval is not None:
+    """Three digits of what is modelled; counts in full, those of FLOPs with their prefix."""
+    if node.bases != {Basis.EXACT}:
         return format_rounded(node.value, node.unit)
-    if node.unit in ("flops", "dollars", "bytes", "seconds"):
-        return format_value(node.value, node.unit)
-    return format_exact(node.value)
+    return format_value(node.value, "flops") if node.unit == "flops" else format_exact(node.value)
 
 
 def span_text(node: Node) -> str:
