@@ -214,7 +214,7 @@ def test_an_accelerator_is_shown_in_units_each_source_once() -> None:
 
 def test_a_plan_prints_the_price_and_the_batch_it_rests_on() -> None:
     shown = isoflop("plan", "train", "gpt2", "--tokens", "1B", "--on", "8xh100-sxm").stdout
-    assert "batch of 8 x 1,024 tokens" in shown
+    assert "batch of 80 x 1,024 tokens" in shown
     price = answer("hardware", "h100-sxm")["hardware"][0]["numbers"]["dollars_per_hour"]["value"]
     assert f"dollars_per_hour = {price:g} (" in shown
     given = isoflop("plan", "train", "gpt2", "--tokens", "1B", "--on", "8xh100-sxm", "--price", "2")
@@ -332,3 +332,44 @@ def test_control_characters_never_reach_the_terminal(tmp_path: Path) -> None:
 
 def test_a_part_of_a_path_is_completed() -> None:
     assert "layer/attention/q" in refused("explain", "gpt2", "q")
+
+
+def test_what_a_training_plan_fills_in_is_said_with_the_option_that_changes_it() -> None:
+    asked = ("plan", "train", "gpt2", "--tokens", "10B", "--on", "8xa100-sxm-80gb")
+    context, batch = answer(*asked)["notes"]
+    assert context == "context 1,024, the model's longest: --seq-len"
+    assert batch.startswith("batch 288 x 1,024 tokens")
+    assert batch.endswith("--global-batch")
+    assert answer(*asked, "--seq-len", "1024", "--global-batch", "512")["notes"] == []
+
+
+def test_a_training_plan_that_does_not_fit_says_what_would_and_that_fits() -> None:
+    asked = ("plan", "train", "llama-3-8b", "--tokens", "1B", "--seq-len", "8192",
+             "--global-batch", "16")  # fmt: skip
+    said = refused(*asked, "--on", "2xh100-sxm", code=3)
+    assert "what would fit: --recompute full" in said
+    assert "4xh100-sxm" in said
+    answer(*asked, "--on", "2xh100-sxm", "--recompute", "full")
+    answer(*asked, "--on", "4xh100-sxm")
+    split = refused(*asked, "--on", "4xh100-sxm", "--dp", "4", "--zero", "0", code=3)
+    assert "another layout, tp=" in split
+
+
+def test_models_can_be_picked_by_a_part_of_their_names() -> None:
+    names = [row["name"] for row in answer("models", "Qwen3")["models"]]
+    assert "qwen3-8b" in names
+    assert all("qwen3" in name for name in names)
+    assert f"{len(names)} models: qwen {len(names)}" in isoflop("models", "qwen3").stdout
+    assert "not known" in refused("models", "lamma")
+
+
+def test_refusals_read_as_people_speak() -> None:
+    unknown = refused("plan", "train", "gpt2", "--tokens", "1B", "--on", "h100x")
+    assert "h100x: not known (did you mean h100-sxm" in unknown
+    assert "budget is missing: must be given as one of" in refused(
+        "plan", "budget", "--on", "h100-sxm"
+    )
+    assert "size is missing: must be given as" in refused("predict", "besiroglu-2024")
+    assert "size=--params: must hold" in refused("predict", "besiroglu-2024", "--params", "1e9")
+    tower = refused("plan", "serve", "t5-small", "--on", "h100-sxm")
+    assert "(t5-small has one: name a decoder alone)" in tower

@@ -29,6 +29,8 @@ LLAMA3_70B = llama(
 )  # fmt: skip
 EIGHT_A100 = parse_cluster("8xa100-sxm-80gb")
 H100 = parse_cluster("h100-sxm")
+#: Launches and messages that take no time to speak of: the roofline alone.
+AT_ONCE = {"seconds_layer": 1e-12, "seconds_all_reduce": 1e-12}
 
 
 def gpt3(**more: Any) -> ServePlan:
@@ -73,16 +75,16 @@ def test_gpt3_needs_five_a100_by_capacity_and_six_to_split_96_heads(
 
 
 def test_gpt3_decodes_at_most_46_7_tokens_a_second_on_eight_a100() -> None:
-    empty = gpt3(input_tokens=1, efficiency_bandwidth=1)
+    empty = gpt3(input_tokens=1, efficiency_bandwidth=1, **AT_ONCE)
     assert 1 / float(empty.seconds_per_token.value) == pytest.approx(46.7, rel=0.002)
-    full = gpt3(efficiency_bandwidth=1)
+    full = gpt3(efficiency_bandwidth=1, **AT_ONCE)
     assert 1 / float(full.seconds_per_token.value) == pytest.approx(45.5, rel=0.003)
-    usual = gpt3(input_tokens=1, efficiency_bandwidth=0.65)
+    usual = gpt3(input_tokens=1, efficiency_bandwidth=0.65, **AT_ONCE)
     assert 1 / float(usual.seconds_per_token.value) == pytest.approx(30, rel=0.02)
 
 
 def test_gpt3_at_batch_23_stays_under_657_tokens_a_second() -> None:
-    plan = gpt3(batch=23, efficiency_bandwidth=1)
+    plan = gpt3(batch=23, efficiency_bandwidth=1, **AT_ONCE)
     assert 640 < float(plan.tokens_per_second_decode.value) <= 657
 
 
@@ -110,9 +112,9 @@ def test_the_share_of_weights_is_a_statement_about_the_batch(batch: int, share: 
 
 def test_a_million_tokens_cost_72_dollars_at_batch_1_and_5_at_batch_23() -> None:
     # Decoding at the roofline: 8 x 1.5 $/h over the rate, caches empty and full.
-    alone = gpt3(input_tokens=1, output_tokens=100, price=1.5, efficiency_bandwidth=1)
+    alone = gpt3(input_tokens=1, output_tokens=100, price=1.5, efficiency_bandwidth=1, **AT_ONCE)
     assert float(alone.dollars_per_million_tokens.value) == pytest.approx(72, rel=0.02)
-    rate = float(gpt3(batch=23, efficiency_bandwidth=1).tokens_per_second_decode.value)
+    rate = float(gpt3(batch=23, efficiency_bandwidth=1, **AT_ONCE).tokens_per_second_decode.value)
     assert 8 * 1.5 / 3600 / rate * 1e6 == pytest.approx(5, rel=0.03)
 
 
@@ -217,6 +219,32 @@ def test_few_tokens_read_few_experts() -> None:
     assert step(arch, 64) == pytest.approx(8, rel=0.01)
 
 
+def test_a_token_waits_for_launches_where_the_layers_have_little_to_do() -> None:
+    def plan(cluster: str, batch: int, **more: float) -> ServePlan:
+        return plan_serve(LLAMA3_8B, parse_cluster(cluster), input_tokens=512, output_tokens=64,
+                          batch=batch, precision="int4", **more)  # fmt: skip
+
+    slow = plan("h100-sxm", 1, seconds_layer=1e-3)
+    assert float(slow.seconds_per_token.value) == pytest.approx(32e-3)
+    assert any("waits for launches" in note for note in slow.notes)
+    # A host that is done before the accelerator costs nothing: the longer of the two, no sum.
+    quick, quicker = (plan("h100-sxm", 256, seconds_layer=s) for s in (1e-5, 1e-6))
+    assert quick.seconds_per_token.value == quicker.seconds_per_token.value
+    assert quick.seconds_per_token.find("launches").value == 0
+    assert not any("waits for launches" in note for note in quick.notes)
+
+
+def test_two_messages_a_layer_come_on_top_where_it_is_split() -> None:
+    def seconds(all_reduce: float) -> float:
+        plan = plan_serve(LLAMA3_8B, parse_cluster("8xh100-sxm"), input_tokens=512, output_tokens=64,
+                          batch=1, tp=8, seconds_all_reduce=all_reduce)  # fmt: skip
+        return float(plan.seconds_per_token.value)
+
+    assert seconds(2e-5) - seconds(1e-5) == pytest.approx(2 * 32 * 1e-5)
+    alone = plan_serve(LLAMA3_8B, H100, input_tokens=512, output_tokens=64, batch=1)
+    assert "messages" not in {child.name for child in alone.seconds_per_token.children}
+
+
 def test_throughput_counts_the_prompts_time() -> None:
     plan = plan_serve(LLAMA3_8B, H100, input_tokens=4096, output_tokens=64, batch=16)
     prefill, step = float(plan.seconds_prefill.value), float(plan.seconds_per_token.value)
@@ -262,6 +290,7 @@ def test_a_model_that_does_not_fit_says_how_many_accelerators_it_takes() -> None
         ({"precision": "int3"}, "precision"),
         ({"kv_precision": "bf61"}, "kv_precision"),
         ({"efficiency_bandwidth": 1.5}, "efficiency_bandwidth"),
+        ({"seconds_layer": 0}, "seconds_layer"),
         ({"tp": 3}, "tp"),
         ({"tp": 16}, "tp"),
     ],
@@ -347,7 +376,7 @@ def test_every_printed_formula_gives_its_value_again_and_parts_add_up() -> None:
 def test_ranges_hold_their_numbers_and_come_from_named_assumptions() -> None:
     plan = plan_serve(LLAMA3_8B, H100, input_tokens=512, output_tokens=64, batch=4)
     assert {s.name for s in plan.assumptions} == {
-        "bytes_runtime", "efficiency_bandwidth", "efficiency_compute",
+        "bytes_runtime", "efficiency_bandwidth", "efficiency_compute", "seconds_layer_launched",
     }  # fmt: skip
     for name in (
         "seconds_prefill",

@@ -25,6 +25,7 @@ from isoflop.plan.economics import energy_mwh, tonnes_co2e
 from isoflop.plan.place import bytes_per_accelerator
 from isoflop.plan.quoted import Quoted, machines, quoted_for, stated_runs
 from isoflop.plan.shard import Recompute, Trained
+from isoflop.plan.train import what_if
 from isoflop.quantity import Node, Symbol
 from isoflop.quantity.expr import FUNCTIONS
 
@@ -676,3 +677,19 @@ def test_the_json_has_the_promised_keys() -> None:
         "sequence_parallel": True,
     }
     assert {"name", "value", "interval", "meaning", "source"} == set(out["assumptions"][0])
+
+
+# --- what is left open, and what does not fit ---------------------------------------------------
+
+
+def test_a_run_that_fits_only_at_the_middle_of_the_overhead_says_so() -> None:
+    plan = plan_train(SMALL, 10**9, parse_cluster("h100-sxm"), seq_len=512, global_batch=8)
+    held = plan.bytes_per_accelerator
+    assert held.interval is not None
+    assert plan.notes == ()
+    tight = round((float(held.value) + held.interval.high) / 2)
+    room = replace(plan.cluster.chip.bytes_memory, given=tight)
+    chip = replace(plan.cluster.chip, bytes_memory=room)
+    (said,) = what_if(plan, cluster=replace(plan.cluster, chip=chip)).notes
+    assert said.startswith("fits by")
+    assert said.endswith("it does not")

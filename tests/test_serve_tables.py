@@ -55,8 +55,9 @@ def test_a_step_reads_the_weights_with_their_scales_and_the_head_in_16_bits(
     precision: str, bits: float
 ) -> None:
     step = plan(
-        input_tokens=1, output_tokens=1, batch=1, precision=precision, efficiency_bandwidth=1
-    ).seconds_per_token
+        input_tokens=1, output_tokens=1, batch=1, precision=precision, efficiency_bandwidth=1,
+        seconds_layer=1e-12,
+    ).seconds_per_token  # fmt: skip
     assert float(step.value) == pytest.approx((MATRICES * bits / 8 + 2 * HEAD) / 3.35e12, rel=0.005)
 
 
@@ -149,7 +150,7 @@ def test_tensor_parallelism_across_nodes_says_so() -> None:
     served = plan(DEEPSEEK, "16xh100-sxm", precision="fp8", tp=16)
     assert (served.tp, served.pp) == (16, 1)
     assert any("spans nodes" in note for note in served.notes)
-    assert not plan().notes
+    assert not any("spans nodes" in note for note in plan().notes)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +177,13 @@ def test_what_a_refusal_proposes_can_be_planned() -> None:
     assert plan(batch=400).batch == 400
 
 
-def test_a_step_shorter_than_any_engine_takes_is_doubted() -> None:
+def test_no_step_is_shorter_than_engines_take() -> None:
     small = plan(entry("qwen2.5-0.5b").arch, batch=1, input_tokens=1, output_tokens=1)
-    assert any("expect longer" in note for note in small.notes)
+    assert any("waits for launches" in note for note in small.notes)
+    # SGLang 0.5.9 takes 10.3 ms with 4 requests (ai-dynamo/aiconfigurator, silicon_sample.csv).
+    large = plan(entry("deepseek-v3").arch, "8xh200-sxm", batch=4, precision="fp8")
+    assert large.seconds_per_token.interval is not None
+    assert 10.3e-3 in large.seconds_per_token.interval
 
 
 # --- limits ------------------------------------------------------------------------------------

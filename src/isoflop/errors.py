@@ -18,6 +18,8 @@ from typing import ClassVar
 
 #: Fields and places longer than this are cut in messages.
 LONGEST_NAME = 200
+#: The value of a field that was to be given and was not.
+MISSING = "missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class Problem:
 
     >>> print(Problem("n_kv_heads", 4, "divides n_heads=6", "choose one of 1, 2, 3, 6"))
     n_kv_heads=4: must hold: divides n_heads=6 (choose one of 1, 2, 3, 6)
+    >>> print(Problem("budget", MISSING, "is given as --flops or --dollars"))
+    budget is missing: must be given as --flops or --dollars
     """
 
     field: str
@@ -36,6 +40,9 @@ class Problem:
     def __str__(self) -> str:
         hint = f" ({clean(self.hint)})" if self.hint else ""
         field = shorten(self.field, LONGEST_NAME)
+        missing = isinstance(self.value, str) and self.value == MISSING
+        if missing and self.rule.startswith("is "):
+            return f"{field} is missing: must be {clean(self.rule[3:])}{hint}"
         return f"{field}={shorten(self.value)}: must hold: {clean(self.rule)}{hint}"
 
     def to_json(self) -> dict[str, str]:
@@ -75,13 +82,18 @@ class UnknownName(InputError):
     """A name that no catalogue holds; never replaced by a default.
 
     >>> print(UnknownName("accelerator", "h100-sxn", ["h100-sxm", "a100-sxm-80gb"]))
-    accelerator: name=h100-sxn: must hold: is a known accelerator (did you mean h100-sxm?)
+    accelerator h100-sxn: not known (did you mean h100-sxm?)
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         near = nearest(name, known)
         mend = f"did you mean {' or '.join(near)}?" if near else hint
         super().__init__(kind, [Problem("name", name, f"is a known {kind}", mend)])
+
+    def __str__(self) -> str:
+        (problem,) = self.problems
+        mend = f" ({clean(problem.hint)})" if problem.hint else ""
+        return f"{shorten(self.where, LONGEST_NAME)} {shorten(problem.value)}: not known{mend}"
 
 
 class Infeasible(IsoflopError):

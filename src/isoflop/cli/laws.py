@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from isoflop.cli.options import Json, Real, Whole
 from isoflop.cli.output import SCHEMA, check_output, emit, note, say
-from isoflop.errors import InputError, Problem
+from isoflop.errors import MISSING, InputError, Problem
 from isoflop.laws import Law, find_law, published_laws, read_runs
 from isoflop.laws.form import PARAMETERS
 from isoflop.quantity.units import format_count, format_si, parse_real
@@ -198,7 +198,9 @@ def predict(
             data = {"flops": flops, **form.optimum(flops).to_json()}
         case _:
             rule = "is given as --params with --tokens, or as --flops alone"
-            raise InputError("predict", [Problem("size", "missing or mixed", rule)])
+            said = {"--params": params, "--tokens": tokens, "--flops": flops}
+            given = ", ".join(name for name, value in said.items() if value is not None)
+            raise InputError("predict", [Problem("size", given or MISSING, rule)])
     check_size([data["params"]], [data["tokens"]])
     if as_json:
         return emit("predict", {"law": form.to_json(), **data})
@@ -239,7 +241,7 @@ def read_law(text: str) -> Law:
     data = parse_json(read_file(path), text).get("law")
     if not isinstance(data, dict) or not {*PARAMETERS, "params_convention"} <= data.keys():
         rule = f"holds {', '.join(PARAMETERS)} and params_convention, as `isoflop fit -o` writes"
-        raise InputError(text, [Problem("law", "missing" if data is None else data, rule)])
+        raise InputError(text, [Problem("law", MISSING if data is None else data, rule)])
     numbers = {name: data[name] for name in PARAMETERS}
     return Law(
         **numbers,

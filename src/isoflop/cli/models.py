@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
@@ -12,20 +13,54 @@ from cyclopts import Parameter
 from isoflop.arch import Arch, Layer
 from isoflop.cli.options import Json, load_model
 from isoflop.cli.output import emit, say
+from isoflop.errors import UnknownName
 from isoflop.quantity.units import format_exact
 from isoflop.report.text import table
 
+#: The first word of a name, its version left out where it is not part of the word.
+FAMILY = re.compile("t5|mt-nlg|[a-z]+")
 
-def models(*, as_json: Json = False) -> None:
-    """List the named models: our count beside the published one."""
-    rows = [_row(name) for name in _names()]
+
+def models(text: str | None = None, /, *, as_json: Json = False) -> None:
+    """List the named models: our count beside the published one.
+
+    Parameters
+    ----------
+    text
+        Only models with this in their names, such as llama.
+    """
+    rows = [_row(name) for name in _wanted(text)]
     if as_json:
         return emit("models", {"models": rows})
     shown = [
         [r["name"], format_exact(r["params"]), _published(r["published"]), r["source"]]
         for r in rows
     ]
-    return say(table(shown, ["model", "params", "published", "source"], "lrrl"))
+    listed = table(shown, ["model", "params", "published", "source"], "lrrl")
+    return say(f"{listed}\n\n{_families([r['name'] for r in rows])}")
+
+
+def _wanted(text: str | None) -> list[str]:
+    """The names that hold the text.
+
+    Raises:
+        UnknownName: none does.
+    """
+    found = [name for name in _names() if (text or "").casefold() in name]
+    if not found:
+        hint = "`isoflop models` lists all names"
+        raise UnknownName("model with", text or "", _names(), hint)
+    return found
+
+
+def _families(names: Sequence[str]) -> str:
+    """How many models of each family, by the letters that their names begin with.
+
+    >>> _families(["gpt2", "gpt2-xl", "gpt-j-6b", "llama-3-8b"])
+    '4 models: gpt 3, llama 1'
+    """
+    count = Counter(FAMILY.match(name)[0] for name in names)  # type: ignore[index]  # every name begins with a letter
+    return f"{len(names)} models: {', '.join(f'{f} {n}' for f, n in sorted(count.items()))}"
 
 
 def _names() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from isoflop.cli.options import Count, Duration, Json, Real
 from isoflop.cli.output import emit, say
 from isoflop.cli.plan import On, numbers
 from isoflop.cli.plan_train import AS_ASSUMED, LABELS, Terms
-from isoflop.errors import Infeasible, InputError, Problem
+from isoflop.errors import MISSING, Infeasible, InputError, Problem
 from isoflop.hardware import parse_cluster
 from isoflop.laws import Demand, Law
 from isoflop.plan.budget import KINDS, Ask, BudgetPlan, Choice, Kind, Refused
@@ -58,7 +58,7 @@ class Amount:
         said = [kind for kind, amount in given.items() if amount is not None]
         if len(said) != 1:
             rule = "is given as one of --flops, --dollars and --gpu-hours"
-            raise InputError("plan budget", [Problem("budget", ", ".join(said) or "missing", rule)])
+            raise InputError("plan budget", [Problem("budget", ", ".join(said) or MISSING, rule)])
         return said[0], given[said[0]]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal, TypeAlias
 
 from cyclopts import Parameter
 
 from isoflop.cli.options import Count, Duration, Json, Real, Stored, load_model
 from isoflop.cli.output import emit, note, say
+from isoflop.cli.plan import numbers, span_text
 from isoflop.count import params
 from isoflop.count.memory_weights import format_of
 from isoflop.errors import Infeasible
@@ -17,8 +18,7 @@ from isoflop.plan import ServePlan, plan_serve
 from isoflop.plan.serve_step import Server
 from isoflop.plan.serve_tables import attentions, batches, knee, quantizations, tables_json
 from isoflop.quantity import Node
-from isoflop.quantity.expr import Value
-from isoflop.quantity.units import format_bytes, format_count, format_seconds
+from isoflop.quantity.units import format_bytes, format_count, format_rounded
 from isoflop.report.text import footer, table, tree
 
 TableName: TypeAlias = Literal["batch", "quantization", "attention", "none"]
@@ -110,7 +110,7 @@ def render_serve(plan: ServePlan, beside: TableName = "batch") -> str:
         "time to first token": plan.seconds_prefill,
         "time per output token": plan.seconds_per_token,
         "output tokens per second": plan.tokens_per_second,
-        "dollars per million tokens": plan.dollars_per_million_tokens,
+        "dollars per million output tokens, prompts included": plan.dollars_per_million_tokens,
     }
     sides = {"batch": _batches, "quantization": _quantizations, "attention": _attentions}
     paragraphs = [
@@ -122,46 +122,6 @@ def render_serve(plan: ServePlan, beside: TableName = "batch") -> str:
         footer([plan.memory, *plan.nodes().values()]),
     ]
     return "\n\n".join(paragraphs)
-
-
-def numbers(nodes: Mapping[str, Node]) -> str:
-    """Values with their 90 % ranges, one per line, in the three digits that they deserve."""
-    rows = [[f"  {name}", value_text(n.value, n.unit), span_text(n)] for name, n in nodes.items()]
-    return table(rows, ["  number", "value", "90 % range"], "lrl")
-
-
-def value_text(value: Value, unit: str) -> str:
-    """A modelled number in three digits.
-
-    >>> value_text(0.0712097, "seconds"), value_text(5164.5, "tokens/s"), value_text(12.99, "dollars")
-    ('71.2 ms', '5,160', '$13.0')
-    """
-    rounded = float(f"{float(value):.3g}")
-    if unit == "seconds":
-        return format_seconds(rounded)
-    text = f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:#.3g}"
-    return f"${_cents(rounded)}" if unit == "dollars" else text.rstrip(".")
-
-
-def _cents(dollars: float) -> str:
-    if dollars >= 100:
-        return f"{dollars:,.0f}"
-    return f"{dollars:.2f}" if 0.1 <= dollars < 10 else f"{dollars:#.3g}"
-
-
-def span_text(node: Node) -> str:
-    """The 90 % range of a number, a unit that both ends share said once.
-
-    >>> from isoflop.quantity import Basis, Interval, Symbol, leaf
-    >>> rate = Symbol("rate", 0.03, Basis.ASSUMED, Interval(0.02, 0.04))
-    >>> span_text(leaf("x", "seconds", rate))
-    '20.9 to 40.3 ms'
-    """
-    if node.interval is None:
-        return "exact"
-    low, high = (value_text(end, node.unit) for end in (node.interval.low, node.interval.high))
-    first, _, unit = low.partition(" ")
-    return f"{first if unit and high.endswith(f' {unit}') else low} to {high}"
 
 
 def _fewest(plan: ServePlan) -> str:
@@ -181,7 +141,7 @@ def _batches(plan: ServePlan) -> str:
         for s in servers
     ]  # fmt: skip
     header = ["  batch", "first tokens", "per token", "tokens/s", *(["per copy"] if many else []),
-              "$ per million", "90 % range", "weights"]  # fmt: skip
+              "$ per million out", "90 % range", "weights"]  # fmt: skip
     align = "rrrr" + "r" * many + "rlr"
     why = "first tokens: of a batch that comes at once, its prompts read one after the other"
     best = knee(servers)
@@ -218,7 +178,7 @@ def _attentions(plan: ServePlan) -> str:
 
 
 #: Columns of `_outcome`.
-_OUTCOME = ["batch", "per token", "tokens/s", "$ per million", "90 % range"]
+_OUTCOME = ["batch", "per token", "tokens/s", "$ per million out", "90 % range"]
 _ALIGN = "rrrrl"
 
 
@@ -230,20 +190,20 @@ def _outcome(server: Server | None) -> Sequence[str]:
 
 def _rates(server: Server) -> list[str]:
     rate = server.tokens_per_second
-    return [_seconds(server.decode), value_text(float(rate.value), rate.unit)]
+    return [_seconds(server.decode), format_rounded(float(rate.value), rate.unit)]
 
 
 def _per_copy(server: Server) -> str:
-    return value_text(float(server.tokens_per_second.value) / server.n_copies, "tokens/s")
+    return format_rounded(float(server.tokens_per_second.value) / server.n_copies, "tokens/s")
 
 
 def _money(server: Server) -> list[str]:
     node = server.dollars_per_million_tokens
-    return [value_text(float(node.value), node.unit), span_text(node)]
+    return [format_rounded(float(node.value), node.unit), span_text(node)]
 
 
 def _seconds(node: Node) -> str:
-    return value_text(float(node.value), "seconds")
+    return format_rounded(float(node.value), "seconds")
 
 
 def _share(server: Server) -> float:

@@ -15,14 +15,15 @@ from isoflop.cli.output import emit as to_json
 from isoflop.cli.output import say, write
 from isoflop.cli.plan import On, numbers
 from isoflop.cli.plan_search import NO_HUNT, Hunt, render_found
-from isoflop.errors import InputError, Problem
+from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.hardware import Cluster, parse_cluster
 from isoflop.hardware.fitted import OwnSteps
 from isoflop.plan import Layout, TrainPlan
 from isoflop.plan.emit import emitted
 from isoflop.plan.quoted import Figure, Quoted, machines
+from isoflop.plan.relief import relieved
 from isoflop.plan.train import TrainAsk, planned
-from isoflop.plan.work import Work
+from isoflop.plan.work import Work, sequences_per_step
 from isoflop.quantity.units import format_bytes, format_exact, format_value
 from isoflop.report.text import footer, table, tree
 
@@ -160,7 +161,7 @@ def plan_train_command(
     images
         Images per sequence that a vision tower reads.
     global_batch
-        Sequences per step; one micro-batch for each accelerator when not given.
+        Sequences per step; about 0.58 D^0.571 tokens of them (Step Law) when not given.
     micro_batch
         Sequences that one model copy works on at once; 1 when not given, or searched.
     precision
@@ -183,17 +184,24 @@ def plan_train_command(
     hunt.check()
     arch, cluster = load_model(model), parse_cluster(on)
     each = micro_batch or 1
-    work = Work(arch, tokens, seq_len or arch.max_seq_len,
+    length = seq_len or arch.max_seq_len
+    batch = global_batch or each * sequences_per_step(tokens, length * each, cluster.count)
+    work = Work(arch, tokens, length,
                 convention,  # type: ignore[arg-type]  # checked by the plan, which lists the choices
                 recompute or "none",  # type: ignore[arg-type]
                 source_len, images)  # fmt: skip
-    ask = TrainAsk(work, cluster, global_batch or cluster.count * each,
+    ask = TrainAsk(work, cluster, batch,
                    precision,  # type: ignore[arg-type]
-                   each, **read_stack(stack), **asdict(terms))  # fmt: skip
+                   each, **read_stack(stack), chosen=_chosen(seq_len, global_batch, length, batch),
+                   **asdict(terms))  # fmt: skip
     if hunt.search:
         found = hunt.found(ask, split.said(micro_batch), recompute_too=recompute is None)
         return _tell(found.best, found, emit=emit_, output=output, as_json=as_json)
-    plan = planned(replace(ask, layout=split.layout(cluster, each)))
+    ask = replace(ask, layout=split.layout(cluster, each))
+    try:
+        plan = planned(ask)
+    except Infeasible as error:
+        raise relieved(ask, error) from None
     return _tell(plan, None, emit=emit_, output=output, as_json=as_json)
 
 
@@ -207,6 +215,21 @@ def read_stack(text: str | None) -> dict[str, Any]:
         return {"stack": text}
     own = OwnSteps.from_table(parse_toml(read_file(Path(text)), text), text)
     return {"stack": own.stack, "beliefs": own.beliefs}
+
+
+def _chosen(
+    seq_len: int | None, global_batch: int | None, length: int, batch: int
+) -> tuple[str, ...]:
+    """What the user left open and is said for them, with the option that changes it."""
+    said = []
+    if seq_len is None:
+        said.append(f"context {length:,}, the model's longest: --seq-len")
+    if global_batch is None:
+        said.append(
+            f"batch {batch:,} x {length:,} tokens, about what trains best on so many "
+            "(Step Law, 2503.04715): --global-batch"
+        )
+    return tuple(said)
 
 
 def _tell(
@@ -242,6 +265,7 @@ def render_train(plan: TrainPlan, found: Found | None = None) -> str:
         f"of {format_bytes(plan.cluster.chip.bytes_memory.value)}",
         tree(plan.bytes_per_accelerator, depth=1),
     ]
+    lines += plan.notes
     lines += _refused(plan) if found is None else []
     lines += ["", footer(plan.nodes().values())]
     if plan.quoted and found is None:

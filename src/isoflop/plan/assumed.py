@@ -48,10 +48,33 @@ EFFICIENCY_BANDWIDTH = _assumed(
     "efficiency_bandwidth",
     0.6,
     spread=(0.3, 0.8),
-    meaning="share of memory bandwidth that decoding reaches, communication included",
+    meaning="share of memory bandwidth that decoding reaches",
     source=(
         "7B to 72B models at batch 1 on A100 reach 0.54 to 0.76 in gpt-fast, vLLM and "
         "FasterTransformer, 0.27 for a small model split 8 ways"
+    ),
+)
+
+SECONDS_LAYER = _assumed(
+    "seconds_layer_launched",
+    1.4e-4,
+    spread=(5e-5, 4e-4),
+    meaning="least time that a decoder layer takes, for its kernels have to start one by one",
+    source=(
+        "10 fused kernels of a captured graph at about 5 us each to 40 eager ones at 10 us, "
+        "and the middle by ratio; a launch takes 4 to 6 us (susun-blog.com, pegainfer 3), an "
+        "eager framework's 5 to 20 us"
+    ),
+)
+
+SECONDS_ALL_REDUCE = _assumed(
+    "seconds_all_reduce",
+    1.2e-5,
+    spread=(5e-6, 3e-5),
+    meaning="time of one small all-reduce inside a node, of which a layer split by tensors has two",
+    source=(
+        "one-shot kernels of serving engines take 5 to 10 us, NCCL 18 us for 32 KiB on 8 H200, "
+        "more on older machines; the middle by ratio"
     ),
 )
 

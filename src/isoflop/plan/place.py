@@ -9,7 +9,7 @@ from typing import TypeAlias
 from isoflop.arch import Arch
 from isoflop.count.stages import layers_of_stage
 from isoflop.errors import Infeasible, InputError
-from isoflop.hardware import Cluster
+from isoflop.hardware import Chip, Cluster
 from isoflop.plan.layout import Layout, Refusal, broken_rules, legal_layouts
 from isoflop.plan.shard import Trained, memory_training_stage
 from isoflop.quantity import Node
@@ -104,6 +104,22 @@ def _weigh(
     largest = max(memory.children, key=lambda child: child.value)
     share = float(largest.value / memory.value)
     return memory, Refusal(layout, needed, available, largest.name, share)
+
+
+def barely(memory: Node, chip: Chip) -> tuple[str, ...]:
+    """A warning where memory fits at the middle of what is assumed of it, and not at the top.
+
+    >>> from isoflop.hardware import find
+    >>> from isoflop.quantity import Basis, Interval, Symbol, leaf
+    >>> held = Symbol("bytes_held", 85 * 10**9, Basis.ASSUMED, Interval(84e9, 87e9))
+    >>> barely(leaf("memory", "bytes", held), find("h100-sxm"))
+    ('fits by 520.8 MB; at the top of the assumed overhead, 87.09 GB, it does not',)
+    """
+    room, top = int(chip.bytes_memory.value), memory.interval
+    if top is None or not int(memory.value) <= room < top.high:
+        return ()
+    left, most = format_bytes(room - int(memory.value)), format_bytes(top.high)
+    return (f"fits by {left}; at the top of the assumed overhead, {most}, it does not",)
 
 
 def _binding(refused: list[Refusal]) -> str:

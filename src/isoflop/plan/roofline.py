@@ -1,7 +1,7 @@
 """First-order seconds: each operator takes the longer of its FLOPs and its bytes.
 
-No launch, no communication, no overlap between operators; what that leaves out is in the
-assumed efficiencies. Tensor parallelism divides FLOPs and bytes, but for the parts of a
+No overlap between operators; what that leaves out is in the assumed efficiencies. A step of
+decoding waits for launches and messages besides, a prompt and training do not. Tensor parallelism divides FLOPs and bytes, but for the parts of a
 cache that several accelerators must hold.
 """
 
@@ -34,6 +34,29 @@ class Rates:
         """The longer of an operator's FLOPs and its bytes."""
         reading = moved / self.bytes_per_second
         return reading if flops == number(0) else maximum(flops / self.flops_per_second, reading)
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What a step of decoding waits for: a layer's launches, and its messages where it is split.
+
+    The host launches beside the accelerator's work, so a layer takes the longer of the two. A
+    message waits for that work and is waited for, so it comes on top: one after attention and
+    one after the feed-forward (Shoeybi 2019, 1909.08053, section 3).
+    """
+
+    seconds_layer: Expr
+    seconds_all_reduce: Expr | None = None
+
+    def nodes(self, arch: Arch, working: Expr) -> list[Node]:
+        """The time beyond that of the operators."""
+        layers = Symbol("n_layers", arch.n_layers, meaning="decoder layers")
+        waited = maximum(layers * self.seconds_layer, working) - working
+        found = [leaf("launches", "seconds", waited, basis=Basis.MODELLED)]
+        if self.seconds_all_reduce is not None:
+            each = 2 * self.seconds_all_reduce
+            found.append(leaf("messages", "seconds", each, times=layers, basis=Basis.MODELLED))
+        return found
 
 
 #: What a fold takes of an operator's FLOPs and of the bytes it moves.
@@ -77,16 +100,19 @@ def seconds_decode(
     rates: Rates,
     stored: Stored,
     copies: Mapping[str, Expr] | None = None,
+    waits: Waits | None = None,
 ) -> Node:
     """One token for each of `work.batch` sequences: all weights and all caches are read.
 
-    `copies` says for a kind of layer how many of the accelerators that `rates` joins hold,
+    `waits` adds what the roofline does not know; None leaves it out. `copies` says for a kind of layer how many of the accelerators that `rates` joins hold,
     and read, the same part of the cache; 1 where nothing is said.
     """
     caches, copies = _caches(arch, work, stored), copies or {}
     read = {kind: copies.get(kind, number(1)) * size for kind, size in caches.items()}
     fold = _Fold(work, stored, rates.seconds, read)
-    return fold.tree("seconds_per_token", "seconds", _served(arch, work))
+    tree = fold.tree("seconds_per_token", "seconds", _served(arch, work))
+    more = [] if waits is None else waits.nodes(arch, tree.total)
+    return branch(tree.name, tree.unit, [*tree.children, *more])
 
 
 def bytes_decode(arch: Arch, work: Workload, stored: Stored) -> Node:

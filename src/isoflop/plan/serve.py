@@ -1,7 +1,7 @@
 """What serving a model takes: memory, accelerators, latency, throughput, money.
 
-First order: a fixed batch of equal requests on each copy of the model, no queue, no
-communication; pipeline stages work one after the other.
+First order: a fixed batch of equal requests on each copy of the model, no queue; a token waits
+for launches and small messages, a prompt for neither; pipeline stages work one after the other.
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ from isoflop.count import Precision
 from isoflop.count.memory_weights import Format, format_of
 from isoflop.hardware import Cluster
 from isoflop.plan.assumed import assumption_json
+from isoflop.plan.place import barely
 from isoflop.plan.serve_asked import Asked
 from isoflop.plan.serve_step import Server, placed
 from isoflop.quantity import Node, Symbol
 from isoflop.quantity.node import plain
 from isoflop.quantity.units import format_seconds
-
-#: The least that an engine of docs/serving-validation.md took for one layer of one token
-#: (gpt-fast on eight A100): launches and messages, which the roofline does not know.
-SECONDS_LAYER_LEAST = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +151,13 @@ class ServePlan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the times of this layout leave out."""
-        out = []
-        each = float(self.seconds_per_token.value) / self.asked.arch.n_layers
-        if each < SECONDS_LAYER_LEAST:
+        """What the times of this layout leave out, and whether it fits by a hair only."""
+        out = list(barely(self.bytes_per_accelerator, self.cluster.chip))
+        if waited := float(self.seconds_per_token.find("launches").value):
+            share = waited / float(self.seconds_per_token.value)
             out.append(
-                f"a token takes {format_seconds(each)} per layer here, less than the "
-                f"{format_seconds(SECONDS_LAYER_LEAST)} of the fastest published run we know: "
-                "launches and messages are not counted, so expect longer"
+                f"a token waits for launches {share:.0%} of its time: what a layer at least takes "
+                "is assumed, and an engine may well take a third or thrice that"
             )
         if self.tp > self.cluster.size_node:
             out.append(
@@ -225,6 +221,8 @@ def plan_serve(
     price: float | None = None,
     efficiency_compute: float | None = None,
     efficiency_bandwidth: float | None = None,
+    seconds_layer: float | None = None,
+    seconds_all_reduce: float | None = None,
 ) -> ServePlan:
     """Plan a server.
 
@@ -235,7 +233,8 @@ def plan_serve(
     `FORMATS`; `page` rounds each cache up to whole pages of so many tokens. `tp` None means
     the largest tensor parallelism within a node that splits the model evenly and leaves the
     fewest accelerators idle; beyond a node only where nothing else fits. `price` is in
-    dollars per accelerator-hour.
+    dollars per accelerator-hour. `seconds_layer` is the least that a layer of one token takes,
+    `seconds_all_reduce` what each of its two messages adds.
 
     Raises:
         InputError: a number out of bounds, an illegal `tp`, a precision the chip lacks, a
@@ -252,7 +251,8 @@ def plan_serve(
     4.5 ms
     """
     asked = Asked(arch, cluster, input_tokens, output_tokens, batch, precision, kv_precision, page,
-                  tp, ttft, tpot, price, efficiency_compute, efficiency_bandwidth)  # fmt: skip
+                  tp, ttft, tpot, price, efficiency_compute, efficiency_bandwidth, seconds_layer,
+                  seconds_all_reduce)  # fmt: skip
     server = placed(asked)
     where, request = server.place, server.request
     return ServePlan(

@@ -12,9 +12,15 @@ from isoflop.errors import InputError, Problem
 from isoflop.hardware import Chip, Cluster
 from isoflop.hardware.chip import Precision as Computed
 from isoflop.plan.ask import at_most, one_of, whole
-from isoflop.plan.assumed import EFFICIENCY_BANDWIDTH, EFFICIENCY_COMPUTE, choose
+from isoflop.plan.assumed import (
+    EFFICIENCY_BANDWIDTH,
+    EFFICIENCY_COMPUTE,
+    SECONDS_ALL_REDUCE,
+    SECONDS_LAYER,
+    choose,
+)
 from isoflop.plan.economics import unstated
-from isoflop.plan.roofline import Rates, Stored
+from isoflop.plan.roofline import Rates, Stored, Waits
 from isoflop.plan.room import Request
 
 #: What products run in where weights are stored in a plain precision.
@@ -41,6 +47,8 @@ class Asked:
     price: float | None = None
     efficiency_compute: float | None = None
     efficiency_bandwidth: float | None = None
+    seconds_layer: float | None = None
+    seconds_all_reduce: float | None = None
 
     def check(self) -> None:
         """Refuse what cannot be planned.
@@ -52,7 +60,7 @@ class Asked:
         named = isinstance(self.precision, str)
         limits = [
             problem
-            for field in ("ttft", "tpot")
+            for field in ("ttft", "tpot", "seconds_layer", "seconds_all_reduce")
             for problem in at_most(field, getattr(self, field), LONGEST, "a million seconds")
         ]
         bad = [
@@ -101,6 +109,13 @@ class Asked:
         return Rates(
             chip.peak(self.compute) * choose(EFFICIENCY_COMPUTE, self.efficiency_compute),
             chip.bytes_per_second_memory * choose(EFFICIENCY_BANDWIDTH, self.efficiency_bandwidth),
+        )
+
+    def waits(self, tp: int) -> Waits:
+        """What one step waits for beside the memory, split over `tp` accelerators."""
+        return Waits(
+            choose(SECONDS_LAYER, self.seconds_layer),
+            None if tp == 1 else choose(SECONDS_ALL_REDUCE, self.seconds_all_reduce),
         )
 
 

@@ -53,7 +53,8 @@ class Server:
         ask = self.request
         work = Workload.decode(self.batch, ask.mean_context)
         copies = ask.copies_kv(self.place.tp)
-        return seconds_decode(ask.arch, work, self._rates_copy, ask.stored, copies)
+        waits = self.asked.waits(self.place.tp)
+        return seconds_decode(ask.arch, work, self._rates_copy, ask.stored, copies, waits)
 
     @property
     def _batch(self) -> Symbol:

@@ -25,7 +25,7 @@ from isoflop.plan.budget import Ask, BudgetPlan, Choice, Refused
 from isoflop.plan.goodput import NeverEnds, Rhythm, rhythm
 from isoflop.plan.shard import Recompute
 from isoflop.plan.train import RECOMPUTES, TrainPlan, plan_train
-from isoflop.plan.work import STATES
+from isoflop.plan.work import STATES, sequences_per_step
 from isoflop.quantity import Interval, Symbol
 
 #: Share of the peak that the first guess of a model's size supposes; the loop forgets it.
@@ -224,20 +224,3 @@ def _plan(ask: Ask, arch: Arch, tokens: int, batch: int, recompute: Recompute) -
         pue=ask.pue,
         carbon=ask.carbon,
     )
-
-
-def sequences_per_step(tokens: float, seq_len: int, n_accelerators: int) -> int:
-    """A batch of about 0.58 D^0.571 tokens, in sequences that share evenly over a cluster.
-
-    The batch that trains best grows with the tokens seen, whatever the size (Step Law, Li
-    2025, 2503.04715, equation 1). Taken to the nearest multiple of the accelerators, or, where
-    they are more than the sequences, down to a divisor of their number.
-
-    >>> sequences_per_step(15.6e12, 8192, 2048), sequences_per_step(1e11, 4096, 1000)
-    (2048, 250)
-    """
-    wanted: float = 0.5807 * tokens**0.5709 / seq_len
-    if wanted >= n_accelerators:
-        return n_accelerators * round(wanted / n_accelerators)
-    divisors = [d for d in range(1, n_accelerators + 1) if n_accelerators % d == 0]
-    return max(d for d in divisors if d <= max(1.0, wanted))

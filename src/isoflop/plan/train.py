@@ -17,7 +17,7 @@ from isoflop.plan.ask import at_most, one_of, whole
 from isoflop.plan.assumed import assumption_json
 from isoflop.plan.economics import dollars, energy_mwh, price_of, tonnes_co2e, unstated
 from isoflop.plan.layout import Layout, Refusal
-from isoflop.plan.place import place
+from isoflop.plan.place import barely, place
 from isoflop.plan.quoted import Quoted, quoted_for
 from isoflop.plan.setting import Setting
 from isoflop.plan.shard import Recompute, Trained
@@ -34,7 +34,10 @@ RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
 
 @dataclass(frozen=True, slots=True)
 class TrainAsk:
-    """What a training plan is asked for; `plan_train` says what each field means."""
+    """What a training plan is asked for; `plan_train` says what each field means.
+
+    `chosen` says in words what was left open and filled in by whoever asks.
+    """
 
     work: Work
     cluster: Cluster
@@ -50,6 +53,7 @@ class TrainAsk:
     carbon: float | None = None
     stack: str | None = None
     beliefs: Beliefs = field(default_factory=shipped)
+    chosen: tuple[str, ...] = ()
 
     def setting(self, layout: Layout) -> Setting:
         """One step under a layout, as its time is computed."""
@@ -128,6 +132,11 @@ class TrainPlan:
         found = {s.name: s for node in self.nodes().values() for s in node.assumptions}
         return tuple(found.values())
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was filled in, and whether the run fits by a hair only."""
+        return (*self.ask.chosen, *barely(self.bytes_per_accelerator, self.cluster.chip))
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data: numbers by name, then ranges and trees beside them."""
         nodes, work = self.nodes(), self.ask.work
@@ -147,6 +156,7 @@ class TrainPlan:
             "layout": self.layout.to_json(),
             "n_idle": self.n_idle,
             "binding": self.binding,
+            "notes": list(self.notes),
             "intervals": {name: r.to_json() for name, r in ranges.items() if r is not None},
             "assumptions": [assumption_json(s) for s in self.assumptions],
             "refused": [r.to_json() for r in self.refused],

@@ -103,6 +103,34 @@ def format_value(value: Value, unit: str) -> str:
             return f"{format_count(value)} {unit}".rstrip()
 
 
+def format_rounded(value: Value, unit: str) -> str:
+    """A modelled number in the three digits that it deserves.
+
+    >>> format_rounded(0.01, "seconds"), format_rounded(5164.5, "tokens/s")
+    ('10.0 ms', '5,160')
+    >>> format_rounded(12.99, "dollars"), format_rounded(4.282e6, "hours"), format_rounded(0.351, "dollars")
+    ('$13.0', '4.28 M', '$0.35')
+    """
+    rounded = float(f"{float(value):.3g}")
+    if unit == "dollars":
+        return f"${rounded:.2f}" if 0.1 <= rounded < 10 else f"${_rounded(rounded)}"
+    if unit != "seconds":
+        return _rounded(rounded)
+    steps = (*_DURATIONS, (0.0, 1e-9, "ns"))
+    size, name = next((size, name) for least, size, name in steps if rounded >= least)
+    return f"{_three(rounded / size)} {name}"
+
+
+def _rounded(value: float) -> str:
+    power, suffix = max(((p, s) for s, p in _MILLIONS if value >= 10**p), default=(0, ""))
+    return f"{_three(value / 10**power)} {suffix}".rstrip()
+
+
+def _three(value: float) -> str:
+    """Three digits with their zeros, no more than are known."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
 def format_exact(value: Value) -> str:
     """All digits of a whole number, grouped; six significant digits of anything else.
 

@@ -110,7 +110,7 @@ def parse_recipe(table: Mapping[str, Any], where: str = "recipe") -> Recipe:
     Traceback (most recent call last):
     isoflop.errors.InputError: recipe: learning_rat=0.1: must hold: is a field of a recipe
     (did you mean learning_rate?)
-    recipe: learning_rate=missing: must hold: is given
+    recipe: learning_rate is missing: must be given
     """
     known = {field.name: field for field in fields(Recipe)}
     problems = [

@@ -169,6 +169,7 @@ class PlanTrain(Command):
     layout: Layout
     n_idle: int
     binding: str
+    notes: list[str]
     intervals: dict[str, Interval]
     assumptions: list[Assumption]
     refused: list[Refusal]

@@ -19,7 +19,7 @@ def beside(arch: Arch, rule: str) -> list[Problem]:
     """A problem for each tower beside the decoder, for what can only speak of decoders."""
     towers = {"arch.encoder": arch.encoder, "arch.vision": arch.vision}
     return [
-        Problem(field, type(tower).__name__, rule)
+        Problem(field, type(tower).__name__, rule, f"{arch.name} has one: name a decoder alone")
         for field, tower in towers.items()
         if tower is not None
     ]
