@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import isoflop
@@ -99,6 +99,7 @@ def test_beyond_a_family_the_shape_of_its_largest_is_kept(
 
 @given(st.floats(1e8, 2e12), st.sampled_from(["gpt2", "gpt3", "llama-2", "llama-3", "palm"]),
        st.integers(1, 64), st.integers(1, 10**5), st.sampled_from(["fp32", "fp16", "int8", "int4"]))  # fmt: skip
+@example(1e8, "palm", 1, 1, "fp32")
 @settings(max_examples=60, deadline=None)
 def test_more_tokens_or_sequences_never_shrink_any_part(
     size: float, like: str, batch: int, tokens: int, precision: str

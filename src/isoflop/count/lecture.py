@@ -98,7 +98,8 @@ def between(
 
     Bytes per weight, the layers' share of the weights, the cache and the activations follow
     powers of the size between the two nearest members; the cache's is taken over the size
-    of the layers alone, since an embedding caches nothing. Beyond the members see `_cache`.
+    of the layers alone, since an embedding caches nothing. Beyond the members see `_cache`
+    and `_activations`.
 
     Raises:
         InputError: fewer than two members.
@@ -123,9 +124,22 @@ def between(
         * _power(num_params, (low.n_params, ends[0]["weights"] / low.n_params),
                  (high.n_params, ends[1]["weights"] / high.n_params)),
         "kv_cache": _cache(inside, (low, ends[0]["kv_cache"]), (high, ends[1]["kv_cache"])),
-        "activations": _power(num_params, (low.n_params, ends[0]["activations"]),
-                              (high.n_params, ends[1]["activations"])),
+        "activations": _activations(num_params, (low, ends[0]["activations"]),
+                                    (high, ends[1]["activations"])),
     }  # fmt: skip
+
+
+def _activations(num_params: float, low: tuple[Member, float], high: tuple[Member, float]) -> float:
+    """Bytes of the activations: a power between two members.
+
+    Beyond them the nearest's grow with the width, by the cube root of the size. Their trend
+    would not do: it differs with the tokens, so that more tokens could take less.
+    """
+    sizes = low[0].n_params, high[0].n_params
+    if sizes[0] <= num_params <= sizes[1]:
+        return _power(num_params, (sizes[0], low[1]), (sizes[1], high[1]))
+    member, size = low if num_params < sizes[0] else high
+    return size * math.pow(num_params / member.n_params, 1 / 3)
 
 
 def _cache(inside: float, low: tuple[Member, float], high: tuple[Member, float]) -> float:
