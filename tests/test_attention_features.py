@@ -94,6 +94,15 @@ def test_the_reference_equals_the_definition(call):
     )
 
 
+def test_where_no_key_is_seen_at_all_values_and_gradients_are_zero():
+    inputs, hidden = draw(1, 3, 4, 2, 1, 3), torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+    oracle, ours = oracle_and_ours({"causal": False, "block_mask": BlockMask(hidden, 16)}, {})
+    expected = values_and_gradients(oracle, inputs)
+    for backend in OURS:
+        got = values_and_gradients(ours(attention, backend=backend), inputs)
+        assert_equal(got, expected, 0.0)
+
+
 @pytest.mark.usefixtures("small_tiles")
 def test_gradients_pass_gradcheck_with_everything_learned():
     inputs = [x.requires_grad_() for x in draw(1, 9, 10, 4, 2, 3)]
