@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoflop.count.memory_rank import Shards
+from isoflop.count.memory_split import Shards
 from isoflop.errors import InputError
 from isoflop.plan.schedule import (
     DualPipe,

@@ -21,8 +21,9 @@ from isoflop.count.memory import (
     memory_training,
 )
 from isoflop.count.memory_cache import bytes_kv_cache
-from isoflop.count.memory_rank import Shards, Trained, memory_rank
+from isoflop.count.memory_rank import Trained, memory_rank
 from isoflop.count.memory_saved import KERNELS, RECOMPUTES, Kernels, Recompute, bytes_saved
+from isoflop.count.memory_split import Shards
 from isoflop.count.memory_stack import STACKS, MemoryStack, overhead, stack_of
 from isoflop.count.memory_state import OPTIMIZERS, TRAINING_STATES, Optimizer, TrainingState
 from isoflop.count.memory_weights import FORMATS, Format, bytes_weights

@@ -15,8 +15,8 @@ from typing import Literal, TypeAlias
 from isoflop.arch.spec import Arch, Attention, Dense, Experts, LatentAttention
 from isoflop.count.blocks import Part, describe, names_of
 from isoflop.count.memory_cache import bytes_kv_cache
-from isoflop.count.memory_rank import Split, held_by
 from isoflop.count.memory_saved import FLASH, Kernels, Recompute, bytes_saved
+from isoflop.count.memory_split import Split, held_by
 from isoflop.count.memory_state import Held, TrainingState
 from isoflop.count.memory_weights import Stored, bytes_weights, format_of
 from isoflop.count.workload import Precision, Workload

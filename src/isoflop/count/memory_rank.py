@@ -1,16 +1,12 @@
-"""What one rank holds: the description's tensors, split by rules on their logical axes.
-
-A new kind of block is sharded by the names of its axes alone.
-"""
+"""What one rank holds in training: the parts of its stage, split as memory_split.py says."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
 
-from isoflop.arch.spec import Arch, Attention
+from isoflop.arch.spec import Arch
 from isoflop.count.blocks import Part, Weight, beside, describe
 from isoflop.count.memory_saved import (
     FLASH,
@@ -22,6 +18,7 @@ from isoflop.count.memory_saved import (
     layers_in,
     loss_of,
 )
+from isoflop.count.memory_split import Shards, held_by, split_of, ways_of
 from isoflop.count.memory_state import Held, TrainingState
 from isoflop.count.memory_weights import UNQUANTISED, Stored, format_of
 from isoflop.count.stages import layers_of_stage, pipeline_rules
@@ -33,143 +30,11 @@ from isoflop.quantity import (
     Node,
     Symbol,
     branch,
-    ceil_div,
     leaf,
     maximum,
-    minimum,
     number,
-    total,
-    where,
 )
 from isoflop.quantity.expr import product
-
-#: Axes that tensor parallelism splits; key-value heads only as far as there are any.
-SPLIT = frozenset({"heads", "kv_heads", "ff", "vocab"})
-
-
-@dataclass(frozen=True, slots=True)
-class Shards:
-    """How many ranks share one model's state and work, and how.
-
-    tp: tensor; with `sequence_parallel`, what lies between the sharded matrices is split
-    over the sequence (Korthikanti 2022, 2205.05198, section 4.2). pp: pipeline, each rank
-    with `virtual` chunks of layers (Narayanan 2021, 2104.04473, section 2.2). cp: context;
-    dp: data; ep: experts, spread over dp x cp. zero: 1 splits the optimizer's state over
-    dp x cp, 2 gradients too, 3 weights too (Rajbhandari 2020, 1910.02054).
-    """
-
-    tp: int = 1
-    pp: int = 1
-    dp: int = 1
-    cp: int = 1
-    ep: int = 1
-    zero: Literal[0, 1, 2, 3] = 0
-    sequence_parallel: bool = True
-    virtual: int = 1
-
-    def __post_init__(self) -> None:
-        names = ("tp", "pp", "dp", "cp", "ep", "virtual")
-        bad = [Problem(n, getattr(self, n), "is at least 1") for n in names if getattr(self, n) < 1]
-        if self.zero not in (0, 1, 2, 3):
-            bad.append(Problem("zero", self.zero, "is 0, 1, 2 or 3"))
-        if not bad and self.dp * self.cp % self.ep:
-            bad.append(Problem("ep", self.ep, f"divides dp * cp = {self.dp * self.cp}"))
-        if bad:
-            raise InputError("shards", bad)
-
-    def in_flight(self, stage: int, n_micro: int) -> Expr:
-        """Micro-batches whose activations a stage holds at most.
-
-        1F1B keeps pp - stage; interleaved, 2 (pp - stage - 1) + (v - 1) pp + 1 chunks of one
-        v-th of a stage (Korthikanti 2022, section 4.2.3: L (1 + (p - 1) / (p v)) at stage 0).
-        Where layers do not divide, chunks of a stage differ by a layer; here they are equal.
-        """
-        pp = Symbol("pp", self.pp, meaning="pipeline stages")
-        n = Symbol("n_micro_batches", n_micro, meaning="micro-batches per pipeline and step")
-        behind = pp - Symbol("stage", stage, meaning="the pipeline stage, counted from 0")
-        plain = minimum(behind, n)
-        if self.virtual == 1:
-            return plain
-        chunks = Symbol("virtual_pp", self.virtual, meaning="chunks of layers on each stage")
-        held = minimum(2 * (behind - 1) + (chunks - 1) * pp + 1, n * chunks)
-        return where(chunks - 1, held / chunks, plain)
-
-    def embedded(self, n_micro: int) -> Expr:
-        """Micro-batches whose embedding waits for backward on the first stage, at most.
-
-        As many as are in flight (Korthikanti 2022, section 4.3: s b h p / t). Interleaved, the
-        first chunk has begun a second round of pp before it goes back on the first.
-        """
-        if self.pp == 1:
-            return number(1)
-        pp = Symbol("pp", self.pp, meaning="pipeline stages")
-        n = Symbol("n_micro_batches", n_micro, meaning="micro-batches per pipeline and step")
-        if self.virtual == 1:
-            return minimum(pp, n)
-        chunks = Symbol("virtual_pp", self.virtual, meaning="chunks of layers on each stage")
-        return minimum(where(chunks - 1, 2 * pp, pp), n)
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """The ways in which one kind of layer is split: `kv` of `tp` for key-value heads."""
-
-    tp: Symbol
-    kv: Expr
-    ep: Symbol = field(default_factory=lambda: Symbol("ep", 1))
-
-    def sizes(self, weight: Weight) -> tuple[Expr, ...]:
-        """The sizes of the piece of a weight that one rank holds.
-
-        The first axis of sub-units (heads, feed-forward width) splits evenly by the rules
-        of a layout; the vocabulary is padded to do so.
-        """
-        cut = next((name for name, _ in weight.axes if name in SPLIT), None)
-        if cut is None or self.tp.value == 1:
-            return tuple(size for _, size in weight.axes)
-        return tuple(self._cut(n, size) if n == cut else size for n, size in weight.axes)
-
-    def _cut(self, axis: str, size: Expr) -> Expr:
-        if axis == "vocab":
-            return ceil_div(size, self.tp)
-        return size / (self.kv if axis == "kv_heads" else self.tp)
-
-    def copies(self, part: Part) -> Expr:
-        """Copies of a part on one rank: experts are dealt out."""
-        spread = part.name == "experts" and self.ep.value != 1
-        return ceil_div(part.times, self.ep) if spread else part.times
-
-
-def split_of(arch: Arch, kind: str, shards: Shards) -> Split:
-    """How the layers of one kind are split; other parts have no key-value heads."""
-    ways = Symbol("tp", shards.tp, meaning="tensor parallel accelerators")
-    experts = Symbol("ep", shards.ep, meaning="ranks that the experts are spread over")
-    layer = arch.kinds.get(kind)
-    if layer is None or not isinstance(layer.attention, Attention):
-        return Split(ways, ways, experts)
-    attention = layer.attention
-    if attention.n_kv_heads == attention.n_heads:
-        return Split(ways, ways, experts)
-    heads = Symbol(f"n_kv_heads_{kind}", attention.n_kv_heads, meaning=f"key-value heads of {kind}")
-    return Split(ways, minimum(ways, heads), experts)
-
-
-Measure: TypeAlias = Callable[[Weight, Held], Expr]
-
-
-def held_by(
-    part: Part, split: Split, measure: Measure, top: str = "", *, dealt: bool = False
-) -> Expr:
-    """The sum of `measure` over the weights of one copy of `part` that one rank holds.
-
-    `top` is the model's own part that `part` belongs to, `dealt` whether it is an expert.
-    """
-    top, dealt = top or part.name, dealt or part.name == "experts"
-    own = [measure(w, Held(split.sizes(w), top, dealt)) for w in part.weights]
-    below = [
-        product((split.copies(p), held_by(p, split, measure, top, dealt=dealt))) for p in part.parts
-    ]
-    return total(own + below)
 
 
 def weights_held(
@@ -194,8 +59,9 @@ def stage_parts(
 ) -> Iterator[tuple[Part, Expr]]:
     """The parts of one pipeline stage with how many copies of each it runs.
 
-    Its layers are those of `layers_of_stage`. The embedding is on the first stage; final norm, head and loss are on the last, which
-    holds its own copy of a tied embedding matrix. Biases that layers share are on every one.
+    Its layers are those of `layers_of_stage`. The embedding is on the first stage; final norm,
+    head and loss are on the last, which holds its own copy of a tied embedding matrix. Biases
+    that layers share are on every one.
     """
     own = layers_of_stage(arch.n_layers, pp, stage, virtual)
     kinds = Counter(arch.layers[i].name for i in own)
@@ -299,7 +165,7 @@ def _stored(
     zero: bool,
 ) -> Node:
     """One piece of the state by part; `zero` splits it over the ranks that share the weight."""
-    copies = product([Symbol("dp", shards.dp, meaning="data-parallel copies"), *_cp(shards)])
+    copies = product([Symbol("dp", shards.dp, meaning="data-parallel copies"), *shards.context])
     among = copies if zero else number(1)
     experts = among / Symbol("ep", shards.ep) if zero and shards.ep > 1 else among
 
@@ -349,10 +215,6 @@ def _whole_unit(job: Trained, shards: Shards, kind: str, unit: Part) -> Expr:
     return held_by(unit, split, measure)
 
 
-def _cp(shards: Shards) -> list[Expr]:
-    return [Symbol("cp", shards.cp, meaning="context-parallel ranks")] if shards.cp > 1 else []
-
-
 def _activations(
     job: Trained,
     shards: Shards,
@@ -379,22 +241,6 @@ def _activations(
         largest = maximum(*again) if len(again) > 1 else again[0]
         children.append(_leaf("layer_going_backward", largest, 1))
     return branch("bytes_activations", "bytes", children)
-
-
-def ways_of(split: Split, shards: Shards) -> Callable[[str], Expr]:
-    """Pieces of a kept tensor by its axis.
-
-    Outside the sharded matrices the width is whole: sequence parallelism cuts the
-    sequence there, without it each rank keeps all. Context parallelism cuts every sequence.
-    """
-    cp = _cp(shards)
-
-    def ways(axis: str) -> Expr:
-        if split.tp.value == 1 or (axis not in SPLIT and not shards.sequence_parallel):
-            return product(cp)
-        return product([split.kv if axis == "kv_heads" else split.tp, *cp])
-
-    return ways
 
 
 def _leaf(name: str, size: Expr, times: Expr | int) -> Node:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isoflop.count.memory_rank import Shards
+from isoflop.count.memory_split import Shards
 from isoflop.errors import UnknownName
 from isoflop.quantity import (
     Basis,

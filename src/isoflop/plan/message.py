@@ -14,8 +14,8 @@ from typing import TypeAlias
 
 from isoflop.arch import Attention, Experts, Layer, Wiring
 from isoflop.count.blocks import Part, describe
-from isoflop.count.memory_rank import SPLIT
 from isoflop.count.memory_saved import stream_of
+from isoflop.count.memory_split import SPLIT
 from isoflop.count.operators import Core
 from isoflop.count.workload import Workload
 from isoflop.hardware.fabric import Fabric, fabric_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from isoflop.count.blocks import Part, Weight
-from isoflop.count.memory_rank import SPLIT
+from isoflop.count.memory_split import SPLIT
 from isoflop.count.operators import Core, Gather, Loss, Matmul, Operator, Pointwise
 from isoflop.hardware.stack import Stack
 from isoflop.plan.rates import ALIGNED, FLASH_BACKWARD, HEAD_RAMP, KEYS_RAMP, Rates
@@ -28,6 +28,10 @@ class Passes:
 
     forward: Expr
     backward: Expr
+
+    @property
+    def both(self) -> Expr:
+        return self.forward + self.backward
 
     def __add__(self, other: Passes) -> Passes:
         return Passes(self.forward + other.forward, self.backward + other.backward)

@@ -10,7 +10,8 @@ from isoflop.arch import Arch, LatentAttention
 from isoflop.count import Precision, Workload, bytes_kv_cache, memory_inference
 from isoflop.count.blocks import describe
 from isoflop.count.memory import BYTES_RUNTIME
-from isoflop.count.memory_rank import Shards, split_of, stage_parts, weights_held
+from isoflop.count.memory_rank import stage_parts, weights_held
+from isoflop.count.memory_split import Shards, split_of
 from isoflop.count.memory_weights import FORMATS, format_of
 from isoflop.errors import Infeasible, InputError
 from isoflop.hardware import Chip, Cluster

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from isoflop.count.blocks import Part
-from isoflop.count.memory_rank import Shards, Trained, memory_held, memory_rank, parts_held
+from isoflop.count.memory_rank import Trained, memory_held, memory_rank, parts_held
 from isoflop.count.memory_saved import Recompute
+from isoflop.count.memory_split import Shards
 from isoflop.count.memory_stack import overhead, stack_of
 from isoflop.plan.layout import Layout
 from isoflop.quantity import Expr, Node, Symbol, branch, where

@@ -20,7 +20,7 @@ from isoflop.plan.constants import Constants, constants
 from isoflop.plan.exchange import Exchange
 from isoflop.plan.group import Dimension, Group, Ways, groups
 from isoflop.plan.message import Message, messages
-from isoflop.plan.rank_work import RankWork, works
+from isoflop.plan.rank_work import Passes, RankWork, works
 from isoflop.plan.rates import Rates
 from isoflop.plan.setting import Setting
 from isoflop.plan.step_sizes import Sizes
@@ -66,14 +66,6 @@ def step_time(setting: Setting, beliefs: Beliefs | None = None) -> Node:
     ['layers', 'ends', 'data', 'optimizer']
     """
     return _Step(setting, setting.beliefs if beliefs is None else beliefs).tree()
-
-
-@dataclass(frozen=True, slots=True)
-class Passes:
-    """Seconds that one micro-batch takes through something, forward and backward."""
-
-    forward: Expr
-    backward: Expr
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,13 +280,11 @@ class _Step:
 
     @cached_property
     def _first(self) -> Expr:
-        ends = self._passes(*FIRST)
-        return ends.forward + ends.backward
+        return self._passes(*FIRST).both
 
     @cached_property
     def _last(self) -> Expr:
-        ends = self._passes(*LAST)
-        return ends.forward + ends.backward
+        return self._passes(*LAST).both
 
     def _ends(self) -> Node:
         """What the embedding or the head adds to the fullest stage, one micro-batch."""

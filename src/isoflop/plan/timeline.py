@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from isoflop.count.blocks import Part, describe
-from isoflop.count.memory_rank import Shards, Trained, memory_rank, split_of, stage_parts, ways_of
+from isoflop.count.memory_rank import Trained, memory_rank, stage_parts
 from isoflop.count.memory_saved import layers_in
+from isoflop.count.memory_split import Shards, split_of, ways_of
 from isoflop.count.memory_stack import overhead, stack_of
 from isoflop.count.operators import Core, Matmul
 from isoflop.count.workload import Workload
