@@ -31,9 +31,9 @@ from isoflop.check.published.score import score
 from isoflop.count import FLOPS_CONVENTIONS, Workload, params
 from isoflop.hardware import parse_cluster
 from isoflop.plan.search import search
-from isoflop.plan.setting import Setting
-from isoflop.plan.train import TrainAsk
-from isoflop.plan.work import Work
+from isoflop.plan.step.setting import Setting
+from isoflop.plan.training.plan import TrainAsk
+from isoflop.plan.training.work import Work
 
 Row: TypeAlias = dict[str, Any]
 

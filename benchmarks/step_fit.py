@@ -22,7 +22,7 @@ from isoflop.check.published import read_rows
 from isoflop.check.step_fit import NORMAL, Fitted, Problem, Row, fit
 from isoflop.hardware.fitted import PRIORS, Beliefs, toml_of
 from isoflop.hardware.stack import find_stack
-from isoflop.plan.step import step_time
+from isoflop.plan.step.seconds import step_time
 
 FITTED = Path(__file__).parent.parent / "src/isoflop/hardware/fitted.toml"
 #: 1.8 times the time of the same configuration in the next release.

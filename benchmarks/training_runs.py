@@ -21,7 +21,7 @@ from isoflop.arch.zoo import entry
 from isoflop.hardware import find
 from isoflop.hardware.chip import Precision
 from isoflop.plan.economics import energy_mwh, tonnes_co2e
-from isoflop.plan.work import Work, accelerator_seconds
+from isoflop.plan.training.work import Work, accelerator_seconds
 from isoflop.quantity import Node, Symbol, leaf
 from isoflop.quantity.units import format_count
 

@@ -52,7 +52,7 @@ from isoflop.hardware import parse_cluster
 from isoflop.hardware.profile import Profile
 from isoflop.plan import plan_serve
 from isoflop.plan.cost import step_cost
-from isoflop.plan.peak import peak_memory
+from isoflop.plan.memory.peak import peak_memory
 from isoflop.quantity.expr import FUNCTIONS
 
 EXAMPLES = int(os.environ.get("ISOFLOP_EXAMPLES", "1"))

@@ -19,9 +19,9 @@ from isoflop.errors import Infeasible, InputError
 from isoflop.hardware import parse_cluster
 from isoflop.laws import Demand, find_law
 from isoflop.plan import plan_train
-from isoflop.plan.budget import Ask, BudgetPlan, Choice, Kind, Refused
-from isoflop.plan.settle import plan_budget
-from isoflop.plan.work import sequences_per_step
+from isoflop.plan.budgeting.plan import Ask, BudgetPlan, Choice, Kind, Refused
+from isoflop.plan.budgeting.settle import plan_budget
+from isoflop.plan.training.work import sequences_per_step
 from isoflop.quantity.expr import FUNCTIONS
 
 LAW = find_law("besiroglu-2024-minimum")

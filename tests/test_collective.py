@@ -25,7 +25,9 @@ from isoflop.errors import InputError
 from isoflop.hardware import find_node, parse_cluster
 from isoflop.hardware.fabric import Fabric, fabric_of
 from isoflop.hardware.join import Switch, Torus
-from isoflop.plan.collective import (
+from isoflop.plan.layout import Layout
+from isoflop.plan.memory.shard import shards_of
+from isoflop.plan.network.collective import (
     ALGORITHMS,
     COLLECTIVES,
     Collective,
@@ -37,13 +39,11 @@ from isoflop.plan.collective import (
     two_level,
     two_level_pass,
 )
-from isoflop.plan.communication import communication, seconds_communication
-from isoflop.plan.exchange import Exchange
-from isoflop.plan.group import DIMENSIONS, Dimension, Group, Ways, group_of, groups
-from isoflop.plan.layout import Layout
-from isoflop.plan.message import messages, settled
-from isoflop.plan.setting import Setting
-from isoflop.plan.shard import shards_of
+from isoflop.plan.network.exchange import Exchange
+from isoflop.plan.network.group import DIMENSIONS, Dimension, Group, Ways, group_of, groups
+from isoflop.plan.step.communication import communication, seconds_communication
+from isoflop.plan.step.message import messages, settled
+from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Basis, Interval, Symbol, number, total
 from isoflop.quantity.compile import compile_expressions
 from isoflop.quantity.expr import FUNCTIONS

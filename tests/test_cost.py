@@ -16,7 +16,7 @@ from isoflop.count import Workload, params
 from isoflop.errors import InputError, UnknownName
 from isoflop.hardware.profile import Curve, Machine, Profile
 from isoflop.plan.cost import step_cost
-from isoflop.plan.peak import bytes_alive, moments, peak_memory
+from isoflop.plan.memory.peak import bytes_alive, moments, peak_memory
 from isoflop.quantity import Basis, Interval
 
 GPT = gpt("tiny", d_model=8, n_layers=2, n_heads=2, vocab_size=16, max_seq_len=4)

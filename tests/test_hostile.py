@@ -16,9 +16,9 @@ from isoflop.errors import Infeasible, InputError
 from isoflop.hardware import parse_cluster
 from isoflop.laws import Demand, Law, find_law
 from isoflop.laws.demand import params_for
-from isoflop.plan.budget import Ask
+from isoflop.plan.budgeting.plan import Ask
+from isoflop.plan.budgeting.settle import plan_budget
 from isoflop.plan.goodput import NeverEnds, Rhythm
-from isoflop.plan.settle import plan_budget
 from isoflop.quantity import number
 from isoflop.quantity.units import parse_count, parse_real, parse_whole
 from isoflop.train.data import ByteCorpus
@@ -239,7 +239,7 @@ def test_a_step_larger_than_this_machine_is_not_tried(
 def test_a_batch_that_nothing_holds_is_refused_without_weighing_every_pipeline(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from isoflop.plan.room import Request
+    from isoflop.plan.memory.room import Request
 
     weighed, weigh = [], Request._stage
     monkeypatch.setattr(Request, "_stage", lambda *a: weighed.append(a) or weigh(*a))

@@ -21,7 +21,7 @@ from isoflop.hardware import parse_cluster
 from isoflop.plan import Layout, TrainPlan, plan_train
 from isoflop.plan.diff import diff, leaves
 from isoflop.plan.emit import KINDS, emitted
-from isoflop.plan.train import what_if
+from isoflop.plan.training.plan import what_if
 from isoflop.train.recipe import parse_recipe
 
 SMALL = gpt("small", d_model=512, n_layers=12, n_heads=8, vocab_size=5000, max_seq_len=2048)

@@ -22,10 +22,10 @@ from isoflop.errors import Infeasible, InputError
 from isoflop.hardware import Chip, Cluster, find, parse_cluster
 from isoflop.plan import Layout, TrainPlan, broken_rules, legal_layouts, plan_train
 from isoflop.plan.economics import energy_mwh, tonnes_co2e
-from isoflop.plan.place import bytes_per_accelerator
-from isoflop.plan.quoted import Quoted, machines, quoted_for, stated_runs
-from isoflop.plan.shard import Recompute, Trained
-from isoflop.plan.train import what_if
+from isoflop.plan.memory.place import bytes_per_accelerator
+from isoflop.plan.memory.shard import Recompute, Trained
+from isoflop.plan.training.plan import what_if
+from isoflop.plan.training.quoted import Quoted, machines, quoted_for, stated_runs
 from isoflop.quantity import Node, Symbol
 from isoflop.quantity.expr import FUNCTIONS
 

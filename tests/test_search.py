@@ -16,16 +16,16 @@ from isoflop.arch.zoo import entry
 from isoflop.errors import Infeasible, InputError
 from isoflop.hardware import Cluster, parse_cluster
 from isoflop.plan.layout import Layout, broken_rules
-from isoflop.plan.place import bytes_per_accelerator
+from isoflop.plan.memory.place import bytes_per_accelerator
 from isoflop.plan.search import Found, Limits
 from isoflop.plan.search import search as search_all
 from isoflop.plan.search.pipeline import seconds_simulated
 from isoflop.plan.search.run import sub_counts
 from isoflop.plan.search.space import IDLE_ONE_IN, MOST_MICRO_BATCH, Space
 from isoflop.plan.search.weigh import weigh
-from isoflop.plan.step import step_time
-from isoflop.plan.train import TrainAsk
-from isoflop.plan.work import Work
+from isoflop.plan.step.seconds import step_time
+from isoflop.plan.training.plan import TrainAsk
+from isoflop.plan.training.work import Work
 
 SMALL = gpt("small", d_model=512, n_layers=6, n_heads=8, vocab_size=5000, max_seq_len=4096)
 GROUPED = llama("grouped", d_model=2048, n_layers=14, n_heads=16, n_kv_heads=2, d_ff=5632,

@@ -21,7 +21,7 @@ from isoflop.arch.zoo import entry
 from isoflop.errors import Infeasible
 from isoflop.hardware import parse_cluster
 from isoflop.plan import ServePlan, plan_serve
-from isoflop.plan.serve_tables import (
+from isoflop.plan.serving.tables import (
     attentions,
     batches,
     kind_of,

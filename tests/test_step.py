@@ -21,8 +21,8 @@ from isoflop.hardware import Cluster, find
 from isoflop.hardware.fitted import PRIORS, Beliefs, OwnSteps, shipped
 from isoflop.hardware.stack import find_stack, stack_names
 from isoflop.plan.layout import Layout
-from isoflop.plan.setting import Setting
-from isoflop.plan.step import shown, step_time
+from isoflop.plan.step.seconds import shown, step_time
+from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Symbol, number
 from isoflop.quantity.compile import compile_expressions
 

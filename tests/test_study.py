@@ -18,7 +18,7 @@ from isoflop.errors import Fault, Infeasible, InputError
 from isoflop.hardware.profile import Profile
 from isoflop.laws.fit import fit
 from isoflop.plan.cost import step_cost
-from isoflop.plan.peak import peak_memory
+from isoflop.plan.memory.peak import peak_memory
 from isoflop.quantity import leaf
 from isoflop.runs import read_metrics
 from isoflop.study import ladder, launch, loop
@@ -132,7 +132,7 @@ CANNED: dict[str, tuple[str, Any]] = {
         "isoflop.plan.cost.step_cost", lambda *_: leaf("seconds_step", "seconds", 0.01)
     ),
     "predicted memory": (
-        "isoflop.plan.peak.peak_memory", lambda *_: leaf("bytes_peak", "bytes", 10**8)
+        "isoflop.plan.memory.peak.peak_memory", lambda *_: leaf("bytes_peak", "bytes", 10**8)
     ),
     "law": (
         "isoflop.study.loop.fit",

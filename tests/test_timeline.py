@@ -14,6 +14,8 @@ from isoflop.count.memory_stack import groups
 from isoflop.errors import InputError, UnknownName
 from isoflop.hardware import parse_cluster
 from isoflop.plan.layout import Layout
+from isoflop.plan.memory.shard import memory_training_stage
+from isoflop.plan.memory.timeline import Timeline, job_of, memory_peak, memory_timeline
 from isoflop.plan.schedule import (
     DualPipe,
     DualPipeV,
@@ -23,9 +25,7 @@ from isoflop.plan.schedule import (
     Schedule,
     ZeroBubble,
 )
-from isoflop.plan.setting import Setting
-from isoflop.plan.shard import memory_training_stage
-from isoflop.plan.timeline import Timeline, job_of, memory_peak, memory_timeline
+from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Node, branch, leaf
 
 CLUSTER = parse_cluster("8xa100-sxm-80gb")

@@ -31,7 +31,7 @@ from isoflop.cli.validate import validate as command
 from isoflop.errors import InputError, Problem
 from isoflop.hardware.stack import find_stack
 from isoflop.plan.layout import Layout
-from isoflop.plan.setting import Setting
+from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Basis, Interval, Node, Symbol, leaf
 
 ROOT = Path(__file__).parent.parent

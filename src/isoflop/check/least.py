@@ -12,7 +12,7 @@ from isoflop.count import Workload
 from isoflop.count.blocks import describe
 from isoflop.hardware.profile import Profile
 from isoflop.plan.cost import n_operators, step_cost
-from isoflop.plan.peak import bytes_alive
+from isoflop.plan.memory.peak import bytes_alive
 
 #: Layers added to a model of one, tokens of a step, and how it is timed.
 LAYERS_ADDED, LEAST_TOKENS, STEPS_LEAST, SECONDS_LEAST = 8, 32, 60, 0.8

@@ -12,7 +12,7 @@ from isoflop.check.measure import REFERENCE, Measured, Task, measure_steps
 from isoflop.count.workload import Workload
 from isoflop.hardware.profile import Profile
 from isoflop.plan.cost import step_cost
-from isoflop.plan.peak import peak_memory
+from isoflop.plan.memory.peak import peak_memory
 from isoflop.quantity import Interval, Node
 
 #: Steps are timed for at most this long, and at least three of them.

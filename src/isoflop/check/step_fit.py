@@ -17,7 +17,7 @@ from scipy.optimize import least_squares
 from isoflop.arch import Experts
 from isoflop.check.step_formula import Array, formula_of
 from isoflop.hardware.fitted import PRIORS, SOURCE, Beliefs
-from isoflop.plan.setting import Setting
+from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Symbol
 from isoflop.quantity.basis import NORMAL_90
 

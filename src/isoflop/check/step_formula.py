@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from isoflop.hardware.fitted import PRIORS, Beliefs
 from isoflop.plan.search.formula import compiled
-from isoflop.plan.setting import Setting
-from isoflop.plan.step import step_time
+from isoflop.plan.step.seconds import step_time
+from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Interval, Symbol
 from isoflop.quantity.expr import DRAWS
 

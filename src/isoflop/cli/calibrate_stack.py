@@ -65,7 +65,7 @@ def _under(row: Measured, stack: str | None) -> Measured:
 
 
 def _data(learnt: Calibrated, used: Sequence[Measured], skipped: list[str]) -> dict[str, Any]:
-    from isoflop.plan.step import step_time
+    from isoflop.plan.step.seconds import step_time
 
     numbers = []
     for name, told in sorted(learnt.told.items(), key=lambda item: -item[1]):

@@ -218,7 +218,7 @@ def run_here(
     """
     from isoflop.check.run import check_run
     from isoflop.count import Workload
-    from isoflop.plan.peak import peak_memory
+    from isoflop.plan.memory.peak import peak_memory
 
     length = min(128, arch.max_seq_len) if seq_len is None else seq_len
     if length > arch.max_seq_len:

@@ -164,7 +164,7 @@ class Story:
     def plan(self, profile: Profile) -> Ladder:
         """The longest ladder that fits the time, each run predicted before it is made."""
         from isoflop.plan.cost import step_cost
-        from isoflop.plan.peak import peak_memory
+        from isoflop.plan.memory.peak import peak_memory
         from isoflop.study.ladder import plan_ladder
 
         self.chapter(3, "A ladder of small models, predicted")

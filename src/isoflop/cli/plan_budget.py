@@ -17,8 +17,8 @@ from isoflop.cli.plan_train import AS_ASSUMED, LABELS, Terms
 from isoflop.errors import MISSING, Infeasible, InputError, Problem
 from isoflop.hardware import parse_cluster
 from isoflop.laws import Demand, Law
-from isoflop.plan.budget import KINDS, Ask, BudgetPlan, Choice, Kind, Refused
-from isoflop.plan.settle import plan_budget
+from isoflop.plan.budgeting.plan import KINDS, Ask, BudgetPlan, Choice, Kind, Refused
+from isoflop.plan.budgeting.settle import plan_budget
 from isoflop.quantity.units import (
     format_bytes,
     format_count,

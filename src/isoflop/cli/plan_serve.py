@@ -15,8 +15,8 @@ from isoflop.count.memory_weights import format_of
 from isoflop.errors import Infeasible
 from isoflop.hardware import parse_cluster
 from isoflop.plan import ServePlan, plan_serve
-from isoflop.plan.serve_step import Server
-from isoflop.plan.serve_tables import attentions, batches, knee, quantizations, tables_json
+from isoflop.plan.serving.step import Server
+from isoflop.plan.serving.tables import attentions, batches, knee, quantizations, tables_json
 from isoflop.quantity import Node
 from isoflop.quantity.units import format_bytes, format_count, format_rounded
 from isoflop.report.text import footer, table, tree

@@ -20,10 +20,10 @@ from isoflop.hardware import Cluster, parse_cluster
 from isoflop.hardware.fitted import OwnSteps
 from isoflop.plan import Layout, TrainPlan
 from isoflop.plan.emit import emitted
-from isoflop.plan.quoted import Figure, Quoted, machines
-from isoflop.plan.relief import relieved
-from isoflop.plan.train import TrainAsk, planned
-from isoflop.plan.work import Work, sequences_per_step
+from isoflop.plan.training.plan import TrainAsk, planned
+from isoflop.plan.training.quoted import Figure, Quoted, machines
+from isoflop.plan.training.relief import relieved
+from isoflop.plan.training.work import Work, sequences_per_step
 from isoflop.quantity.units import format_bytes, format_exact, format_value
 from isoflop.report.text import footer, table, tree
 

@@ -123,7 +123,7 @@ def memory_training(
     """Everything a training step keeps on one device, nothing sharded.
 
     The sum holds gradients beside all activations, as trainers that keep gradient
-    buffers do; `isoflop.plan.peak` follows the moments of our own trainer.
+    buffers do; `isoflop.plan.memory.peak` follows the moments of our own trainer.
 
     >>> from isoflop.arch import gpt
     >>> from isoflop.count.memory_state import TRAINING_STATES

@@ -17,7 +17,7 @@ from isoflop.arch.zoo import entry, names
 from isoflop.count.stages import layers_of_stage
 from isoflop.errors import InputError, Problem, UnknownName
 from isoflop.hardware.stack import find_stack
-from isoflop.plan.train import TrainPlan
+from isoflop.plan.training.plan import TrainPlan
 
 Flags: TypeAlias = dict[str, str | int | None]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from isoflop.check.published.table import Cells
 from isoflop.errors import UnknownName
 from isoflop.hardware import Cluster, Node, find, look_up
-from isoflop.plan.setting import Compute
+from isoflop.plan.step.setting import Compute
 from isoflop.quantity import Basis, Symbol
 
 GIGA = 10**9

@@ -26,7 +26,7 @@ from isoflop.hardware.chip import Precision as Format
 from isoflop.hardware.fitted import shipped
 from isoflop.plan.assumed import UTILIZATION
 from isoflop.plan.roofline import Rates, Stored, seconds_forward
-from isoflop.plan.setting import Setting
+from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Basis, Interval, Node, Symbol, leaf
 
 #: Seconds of a step with their range; InputError where the setting cannot be predicted.
@@ -182,7 +182,7 @@ def best_share(reached: Sequence[float]) -> float:
 
 
 def operators(setting: Setting) -> Predicted:
-    """The step-time model as shipped (plan/step.py)."""
+    """The step-time model as shipped (plan/step/seconds.py)."""
     return formula_of(setting).predict(shipped())
 
 

@@ -15,7 +15,7 @@ from isoflop.arch import Arch
 from isoflop.check.published.table import Cells
 from isoflop.count import FLOPS_CONVENTIONS, Workload
 from isoflop.hardware.chip import Precision
-from isoflop.plan.setting import Compute, Setting
+from isoflop.plan.step.setting import Compute, Setting
 
 TERA = 10**12
 

@@ -16,7 +16,7 @@ from isoflop.errors import InputError, Problem
 from isoflop.plan.assumed import UTILIZATION
 from isoflop.plan.economics import energy_mwh
 from isoflop.plan.layout import Layout
-from isoflop.plan.setting import Setting
+from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Basis, Expr, Node, Symbol, leaf
 
 SECONDS_PER_HOUR, HOURS_PER_DAY = 3600, 24

@@ -16,8 +16,8 @@ from isoflop.errors import InputError, Problem
 from isoflop.hardware.node import MOST_CHIPS
 from isoflop.hardware.stack import stack_names
 from isoflop.plan.layout import Layout, broken_rules
-from isoflop.plan.setting import Setting
-from isoflop.plan.shard import Recompute
+from isoflop.plan.memory.shard import Recompute
+from isoflop.plan.step.setting import Setting
 
 #: Columns that say what was run.
 CONFIGURATION = ("model", "gpu_type", "num_gpus", "tp", "pp", "dp", "cp", "ep", "virtual_pp",

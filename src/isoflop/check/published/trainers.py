@@ -35,7 +35,7 @@ from isoflop.count import (
 )
 from isoflop.count.memory_saved import Recompute
 from isoflop.count.memory_stack import BYTES_COMMUNICATOR, BYTES_CONTEXT
-from isoflop.plan.shard import bytes_boundary
+from isoflop.plan.memory.shard import bytes_boundary
 from isoflop.quantity import Basis, Node, Symbol, branch, leaf
 
 Row: TypeAlias = Mapping[str, str]

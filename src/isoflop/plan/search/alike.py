@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from isoflop.hardware.fabric import fabric_of
-from isoflop.plan.setting import Setting
-from isoflop.plan.step_sizes import SIZES, Sizes
+from isoflop.plan.step.setting import Setting
+from isoflop.plan.step.sizes import SIZES, Sizes
 from isoflop.quantity import Expr
 from isoflop.quantity.compile import compile_expressions
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from isoflop.count.blocks import describe
 from isoflop.count.stages import layers_of_stage
 from isoflop.plan.layout import Layout
-from isoflop.plan.place import stages_unlike
+from isoflop.plan.memory.place import stages_unlike
+from isoflop.plan.memory.shard import Trained, memory_training_held
 from isoflop.plan.search.space import Columns, Space, Variation
-from isoflop.plan.setting import Setting
-from isoflop.plan.shard import Trained, memory_training_held
-from isoflop.plan.step import step_time
-from isoflop.plan.step_sizes import SIZES
+from isoflop.plan.step.seconds import step_time
+from isoflop.plan.step.setting import Setting
+from isoflop.plan.step.sizes import SIZES
 from isoflop.quantity import Expr
 from isoflop.quantity.compile import compile_expressions
 

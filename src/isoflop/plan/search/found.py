@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from isoflop.errors import Problem
 from isoflop.plan.layout import Layout
-from isoflop.plan.setting import Setting
-from isoflop.plan.step import step_time
-from isoflop.plan.train import TrainPlan
+from isoflop.plan.step.seconds import step_time
+from isoflop.plan.step.setting import Setting
+from isoflop.plan.training.plan import TrainPlan
 from isoflop.quantity.units import format_bytes
 
 #: What is made least. Money and energy are both proportional to accelerator-hours.

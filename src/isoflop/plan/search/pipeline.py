@@ -9,8 +9,8 @@ from typing import TypeAlias
 from isoflop.count.stages import layers_of_stage
 from isoflop.plan.schedule import Durations, Interleaved, OneFOneB, Schedule, orders, simulate
 from isoflop.plan.search.alike import evaluated
-from isoflop.plan.setting import Setting
-from isoflop.plan.step import step_pieces
+from isoflop.plan.step.seconds import step_pieces
+from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Expr
 
 #: A pipeline repeats itself once it is full: after so many micro-batches per stage each more
@@ -24,7 +24,7 @@ Pair: TypeAlias = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """`isoflop.plan.step.Pieces` in numbers."""
+    """`isoflop.plan.step.seconds.Pieces` in numbers."""
 
     layers: Mapping[str, Pair]
     first: Pair

@@ -24,8 +24,8 @@ from isoflop.plan.search.scores import Scores
 from isoflop.plan.search.space import Space
 from isoflop.plan.search.sway import sensitivity
 from isoflop.plan.search.weigh import weigh
-from isoflop.plan.setting import Setting
-from isoflop.plan.train import UNKNOWN, TrainAsk, TrainPlan, planned, problems_of
+from isoflop.plan.step.setting import Setting
+from isoflop.plan.training.plan import UNKNOWN, TrainAsk, TrainPlan, planned, problems_of
 
 #: The best by closed form that are run event by event and ranked again.
 SIMULATED = 50
@@ -54,7 +54,7 @@ def search(
 
     >>> from isoflop.arch import gpt
     >>> from isoflop.hardware import parse_cluster
-    >>> from isoflop.plan.work import Work
+    >>> from isoflop.plan.training.work import Work
     >>> small = gpt("gpt2", d_model=768, n_layers=12, n_heads=12, vocab_size=50257, max_seq_len=1024)
     >>> ask = TrainAsk(Work(small, 10**10, 1024), parse_cluster("8xa100-sxm-80gb"), 512)
     >>> found = search(ask, recompute_too=False)

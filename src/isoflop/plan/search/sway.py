@@ -9,7 +9,7 @@ from typing import Any
 
 from isoflop.plan.search.alike import evaluated, structure
 from isoflop.plan.search.found import Choice, Objective, Sway, cost
-from isoflop.plan.step import step_time
+from isoflop.plan.step.seconds import step_time
 from isoflop.quantity import Symbol
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.plan.memory.shard import Trained
 from isoflop.plan.search.formula import Floats, bytes_needed, seconds
 from isoflop.plan.search.space import Columns, Space
-from isoflop.plan.setting import Setting
-from isoflop.plan.shard import Trained
+from isoflop.plan.step.setting import Setting
 
 Rows = NDArray[np.intp]
 

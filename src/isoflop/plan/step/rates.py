@@ -11,8 +11,8 @@ from isoflop.hardware.chip import Precision
 from isoflop.hardware.fitted import Beliefs
 from isoflop.hardware.stack import Stack
 from isoflop.hardware.sustained import cores, share_attention, share_matmul
-from isoflop.plan.constants import constants as constants_of
-from isoflop.plan.setting import Compute
+from isoflop.plan.step.constants import constants as constants_of
+from isoflop.plan.step.setting import Compute
 from isoflop.quantity import Expr, Symbol, maximum, number
 
 #: The chip's format behind each way to compute, and bytes per operand with its scales:

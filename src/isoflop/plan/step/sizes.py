@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from isoflop.plan.setting import Setting
+from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Expr, Symbol
 from isoflop.quantity.expr import product
 

@@ -16,9 +16,9 @@ from isoflop.count import Workload, bytes_kv_cache, bytes_weights, params
 from isoflop.count.memory_weights import FORMATS
 from isoflop.errors import Infeasible, InputError
 from isoflop.plan.roofline import bytes_decode
-from isoflop.plan.serve import ServePlan
-from isoflop.plan.serve_asked import Asked
-from isoflop.plan.serve_step import Server, placed
+from isoflop.plan.serving.asked import Asked
+from isoflop.plan.serving.plan import ServePlan
+from isoflop.plan.serving.step import Server, placed
 from isoflop.quantity.node import ONE, plain
 
 #: Rotated size and latent of DeepSeek-V2 and V3 (2405.04434, section 3.1.2).

@@ -8,8 +8,8 @@ from dataclasses import replace
 from isoflop.errors import Infeasible, InputError
 from isoflop.hardware.node import MOST_CHIPS
 from isoflop.plan.layout import Layout
-from isoflop.plan.place import place
-from isoflop.plan.train import TrainAsk
+from isoflop.plan.memory.place import place
+from isoflop.plan.training.plan import TrainAsk
 
 #: Times that a cluster is doubled, and a sequence halved, in search of what fits.
 MOST_DOUBLINGS, MOST_HALVINGS = 7, 7
@@ -26,7 +26,7 @@ def helps(ask: TrainAsk) -> Iterator[str]:
 
     >>> from isoflop.arch.zoo import entry
     >>> from isoflop.hardware import parse_cluster
-    >>> from isoflop.plan.work import Work
+    >>> from isoflop.plan.training.work import Work
     >>> work = Work(entry("llama-3-8b").arch, 10**9, 8192)
     >>> for help_ in helps(TrainAsk(work, parse_cluster("2xh100-sxm"), 16)):
     ...     print(help_)

@@ -11,7 +11,7 @@ from isoflop.count.stages import layers_of_stage
 from isoflop.errors import Infeasible, InputError
 from isoflop.hardware import Chip, Cluster
 from isoflop.plan.layout import Layout, Refusal, broken_rules, legal_layouts
-from isoflop.plan.shard import Trained, memory_training_stage
+from isoflop.plan.memory.shard import Trained, memory_training_stage
 from isoflop.quantity import Node
 from isoflop.quantity.units import format_bytes
 

@@ -17,12 +17,12 @@ from isoflop.plan.ask import at_most, one_of, whole
 from isoflop.plan.assumed import assumption_json
 from isoflop.plan.economics import dollars, energy_mwh, price_of, tonnes_co2e, unstated
 from isoflop.plan.layout import Layout, Refusal
-from isoflop.plan.place import barely, place
-from isoflop.plan.quoted import Quoted, quoted_for
-from isoflop.plan.setting import Setting
-from isoflop.plan.shard import Recompute, Trained
-from isoflop.plan.step import step_time
-from isoflop.plan.work import COUNTINGS, STATES, Counting, Work, accelerator_seconds, named
+from isoflop.plan.memory.place import barely, place
+from isoflop.plan.memory.shard import Recompute, Trained
+from isoflop.plan.step.seconds import step_time
+from isoflop.plan.step.setting import Setting
+from isoflop.plan.training.quoted import Quoted, quoted_for
+from isoflop.plan.training.work import COUNTINGS, STATES, Counting, Work, accelerator_seconds, named
 from isoflop.quantity import Basis, Expr, Node, Symbol, leaf
 from isoflop.quantity.node import plain
 

@@ -16,9 +16,9 @@ from isoflop.plan.ask import one_of, whole
 from isoflop.plan.assumed import assumption_json
 from isoflop.plan.economics import price_of, unstated
 from isoflop.plan.goodput import Rhythm
-from isoflop.plan.shard import Recompute
-from isoflop.plan.train import RECOMPUTES, TrainPlan
-from isoflop.plan.work import STATES
+from isoflop.plan.memory.shard import Recompute
+from isoflop.plan.training.plan import RECOMPUTES, TrainPlan
+from isoflop.plan.training.work import STATES
 from isoflop.quantity import Basis, Expr, Interval, Node, Symbol, leaf
 from isoflop.quantity.node import plain
 

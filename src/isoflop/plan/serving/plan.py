@@ -14,9 +14,9 @@ from isoflop.count import Precision
 from isoflop.count.memory_weights import Format, format_of
 from isoflop.hardware import Cluster
 from isoflop.plan.assumed import assumption_json
-from isoflop.plan.place import barely
-from isoflop.plan.serve_asked import Asked
-from isoflop.plan.serve_step import Server, placed
+from isoflop.plan.memory.place import barely
+from isoflop.plan.serving.asked import Asked
+from isoflop.plan.serving.step import Server, placed
 from isoflop.quantity import Node, Symbol
 from isoflop.quantity.node import plain
 from isoflop.quantity.units import format_seconds

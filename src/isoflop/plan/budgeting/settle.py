@@ -21,11 +21,11 @@ from isoflop.errors import Infeasible, InputError
 from isoflop.laws import Spread, spread_of
 from isoflop.laws.form import FLOPS_PER_PARAM_TOKEN
 from isoflop.plan.assumed import HOURS_BETWEEN_FAILURES, SECONDS_RESTART, choose
-from isoflop.plan.budget import Ask, BudgetPlan, Choice, Refused
+from isoflop.plan.budgeting.plan import Ask, BudgetPlan, Choice, Refused
 from isoflop.plan.goodput import NeverEnds, Rhythm, rhythm
-from isoflop.plan.shard import Recompute
-from isoflop.plan.train import RECOMPUTES, TrainPlan, plan_train
-from isoflop.plan.work import STATES, sequences_per_step
+from isoflop.plan.memory.shard import Recompute
+from isoflop.plan.training.plan import RECOMPUTES, TrainPlan, plan_train
+from isoflop.plan.training.work import STATES, sequences_per_step
 from isoflop.quantity import Interval, Symbol
 
 #: Share of the peak that the first guess of a model's size supposes; the loop forgets it.

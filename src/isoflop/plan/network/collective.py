@@ -7,7 +7,7 @@ of an all-to-all hands out, its own part included.
 
 >>> from isoflop.hardware import parse_cluster
 >>> from isoflop.hardware.fabric import fabric_of
->>> from isoflop.plan.group import group_of
+>>> from isoflop.plan.network.group import group_of
 >>> from isoflop.plan.layout import Layout
 >>> fabric = fabric_of(parse_cluster("4xdgx-b200"))
 >>> group = group_of(Layout(dp=32), fabric, "dp")
@@ -23,7 +23,7 @@ from typing import Literal, TypeAlias, get_args
 
 from isoflop.hardware.fabric import Fabric
 from isoflop.hardware.join import Switch
-from isoflop.plan.group import Group
+from isoflop.plan.network.group import Group
 from isoflop.quantity import Expr, maximum, minimum, number, where
 
 #: send: to the next rank of a pipeline.

@@ -16,14 +16,14 @@ from isoflop.count.workload import Workload
 from isoflop.hardware.fabric import Fabric, fabric_of
 from isoflop.hardware.fitted import Beliefs
 from isoflop.hardware.stack import Stack, find_stack
-from isoflop.plan.constants import Constants, constants
-from isoflop.plan.exchange import Exchange
-from isoflop.plan.group import Dimension, Group, Ways, groups
-from isoflop.plan.message import Message, messages
-from isoflop.plan.rank_work import Passes, RankWork, works
-from isoflop.plan.rates import Rates
-from isoflop.plan.setting import Setting
-from isoflop.plan.step_sizes import Sizes
+from isoflop.plan.network.exchange import Exchange
+from isoflop.plan.network.group import Dimension, Group, Ways, groups
+from isoflop.plan.step.constants import Constants, constants
+from isoflop.plan.step.message import Message, messages
+from isoflop.plan.step.rank_work import Passes, RankWork, works
+from isoflop.plan.step.rates import Rates
+from isoflop.plan.step.setting import Setting
+from isoflop.plan.step.sizes import Sizes
 from isoflop.quantity import (
     Basis,
     Expr,

@@ -19,8 +19,8 @@ from isoflop.count.flops import BACKWARD
 from isoflop.hardware import Chip
 from isoflop.hardware.chip import Precision as Format
 from isoflop.plan.assumed import UTILIZATION, choose
+from isoflop.plan.memory.shard import Recompute
 from isoflop.plan.roofline import Rates, Stored, seconds_forward
-from isoflop.plan.shard import Recompute
 from isoflop.quantity import Expr, Node, Symbol, branch, leaf, number, total
 
 #: Which work "the FLOPs of a run" counts. `model`: every matrix product and all scores, as

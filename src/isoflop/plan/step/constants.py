@@ -44,7 +44,7 @@ def constants(beliefs: Beliefs | None = None) -> Constants:
 
 @cache
 def _rows() -> Mapping[str, Any]:
-    text = resources.files("isoflop.plan").joinpath("constants.toml").read_text("utf-8")
+    text = resources.files("isoflop.plan.step").joinpath("constants.toml").read_text("utf-8")
     return dict(tomllib.loads(text)["constant"])
 
 

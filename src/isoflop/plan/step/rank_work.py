@@ -10,9 +10,9 @@ from isoflop.count.blocks import Part, Weight
 from isoflop.count.memory_split import SPLIT
 from isoflop.count.operators import Core, Gather, Loss, Matmul, Operator, Pointwise
 from isoflop.hardware.stack import Stack
-from isoflop.plan.rates import ALIGNED, FLASH_BACKWARD, HEAD_RAMP, KEYS_RAMP, Rates
-from isoflop.plan.setting import Setting
-from isoflop.plan.step_sizes import Sizes
+from isoflop.plan.step.rates import ALIGNED, FLASH_BACKWARD, HEAD_RAMP, KEYS_RAMP, Rates
+from isoflop.plan.step.setting import Setting
+from isoflop.plan.step.sizes import Sizes
 from isoflop.quantity import Basis, Expr, Node, branch, leaf, minimum, number
 from isoflop.quantity.expr import product, total
 

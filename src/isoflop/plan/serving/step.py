@@ -7,9 +7,9 @@ from functools import cached_property
 
 from isoflop.count import Workload
 from isoflop.plan.economics import dollars_per_million_tokens, price_of
+from isoflop.plan.memory.room import Place, Request, apart, place
 from isoflop.plan.roofline import Rates, seconds_decode, seconds_prefill
-from isoflop.plan.room import Place, Request, apart, place
-from isoflop.plan.serve_asked import Asked
+from isoflop.plan.serving.asked import Asked
 from isoflop.quantity import Basis, Expr, Node, Symbol, leaf
 
 

@@ -20,8 +20,8 @@ from isoflop.plan.assumed import (
     choose,
 )
 from isoflop.plan.economics import unstated
+from isoflop.plan.memory.room import Request
 from isoflop.plan.roofline import Rates, Stored, Waits
-from isoflop.plan.room import Request
 
 #: What products run in where weights are stored in a plain precision.
 _PLAIN: dict[str, Computed] = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}

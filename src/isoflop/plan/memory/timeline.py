@@ -19,6 +19,7 @@ from isoflop.count.memory_stack import overhead, stack_of
 from isoflop.count.operators import Core, Matmul
 from isoflop.count.workload import Workload
 from isoflop.errors import InputError, Problem
+from isoflop.plan.memory.shard import bytes_boundary, shards_of
 from isoflop.plan.schedule import (
     Interleaved,
     OneFOneB,
@@ -30,9 +31,8 @@ from isoflop.plan.schedule import (
     works,
 )
 from isoflop.plan.schedule.kinds import n_chunks, n_stages, stage_of
-from isoflop.plan.setting import Setting
-from isoflop.plan.shard import bytes_boundary, shards_of
-from isoflop.plan.work import STATES
+from isoflop.plan.step.setting import Setting
+from isoflop.plan.training.work import STATES
 from isoflop.quantity import Basis, Expr, Node, branch, leaf
 from isoflop.quantity.expr import Value
 from isoflop.quantity.units import format_bytes

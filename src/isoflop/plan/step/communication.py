@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from isoflop.hardware.fabric import Fabric, fabric_of
-from isoflop.plan.exchange import DEFAULT, Exchange
-from isoflop.plan.message import Groups, Message, messages, settled
-from isoflop.plan.setting import Setting
+from isoflop.plan.network.exchange import DEFAULT, Exchange
+from isoflop.plan.step.message import Groups, Message, messages, settled
+from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Basis, Expr, Node, branch, leaf
 
 

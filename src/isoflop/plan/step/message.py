@@ -19,11 +19,11 @@ from isoflop.count.memory_split import SPLIT
 from isoflop.count.operators import Core
 from isoflop.count.workload import Workload
 from isoflop.hardware.fabric import Fabric, fabric_of
-from isoflop.plan.collective import Collective, called, relayed, seconds, share_sent
-from isoflop.plan.exchange import DEFAULT, Exchange
-from isoflop.plan.group import Dimension, Group, Ways, groups
 from isoflop.plan.layout import Layout
-from isoflop.plan.setting import Setting
+from isoflop.plan.network.collective import Collective, called, relayed, seconds, share_sent
+from isoflop.plan.network.exchange import DEFAULT, Exchange
+from isoflop.plan.network.group import Dimension, Group, Ways, groups
+from isoflop.plan.step.setting import Setting
 from isoflop.quantity import (
     Expr,
     Symbol,

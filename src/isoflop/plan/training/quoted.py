@@ -19,8 +19,8 @@ from isoflop.arch.zoo import entry
 from isoflop.hardware import Cluster, parse_cluster
 from isoflop.hardware.chip import Precision as Format
 from isoflop.plan.economics import dollars, energy_mwh, price_of, tonnes_co2e
-from isoflop.plan.shard import Recompute
-from isoflop.plan.work import Work, named
+from isoflop.plan.memory.shard import Recompute
+from isoflop.plan.training.work import Work, named
 from isoflop.quantity import Basis, Expr, Node, Symbol, leaf
 from isoflop.quantity.node import plain
 
@@ -140,7 +140,7 @@ def quoted_for(arch: Arch) -> tuple[Quoted, ...]:
 @cache
 def stated_runs() -> tuple[Stated, ...]:
     """Every run of quoted.toml."""
-    text = files("isoflop.plan").joinpath("quoted.toml").read_text(encoding="utf-8")
+    text = files("isoflop.plan.training").joinpath("quoted.toml").read_text(encoding="utf-8")
     return tuple(Stated(**row) for row in tomllib.loads(text)["run"])
 
 

@@ -1,0 +1,1 @@
+"""What training a model takes: the work, its seconds, energy and money, beside what others quoted."""
