@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.arch import Arch, Dense, Experts, llama
 from isoflop.arch.families import deepseek, gpt_oss, mixtral, qwen2_moe, qwen3_moe
-from isoflop.arch.spec import Embedding, Head, RmsNorm
+from isoflop.arch.spec import Embedding, Head, LayerNorm, RmsNorm
 from isoflop.arch.zoo import entry
 from isoflop.check.agree import agree, by_path, leaf_values
 from isoflop.count import Workload, flops_forward
@@ -593,9 +593,20 @@ def test_derived_and_built_agree_to_the_last_number(arch):
     assert any(path.endswith("feed_forward/experts/down") for path in paths)
 
 
-@pytest.mark.parametrize("name", ["mixtral-8x7b", "qwen1.5-moe-a2.7b", "qwen3-30b-a3b"])
+def dbrx() -> Arch:
+    """132B parameters, 4 of 16 experts (databricks/dbrx-base, config.json)."""
+    shape = {"d_model": 6144, "n_layers": 40, "n_heads": 48, "n_kv_heads": 8, "d_ff": 10752,
+             "vocab_size": 100352, "max_seq_len": 32768}  # fmt: skip
+    plain, norm = llama("dbrx", **shape), LayerNorm(bias=False)
+    layer = replace(plain.layers[0], norm=norm)
+    experts = Experts(16, 4, layer.feed_forward)
+    return with_experts(experts, replace(plain, layers=(layer,) * 40, final_norm=norm))
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "qwen1.5-moe-a2.7b", "dbrx"])
 def test_whole_models_agree_to_the_last_number(name):
-    assert [row for row in agree(entry(name).arch) if not row.equal] == []
+    rows = agree(dbrx() if name == "dbrx" else entry(name).arch)
+    assert [row for row in rows if not row.equal] == []
 
 
 def test_products_that_are_really_computed_are_those_that_are_counted(monkeypatch):
