@@ -160,9 +160,10 @@ dense = st.builds(
 def experts(draw: st.DrawFn) -> Experts:
     n_groups = draw(st.integers(1, 3))
     n_experts = n_groups * draw(st.integers(1, 4))
+    n_active_groups = draw(st.integers(1, n_groups))
     return Experts(
         n_experts=n_experts,
-        n_active=draw(st.integers(1, n_experts)),
+        n_active=draw(st.integers(1, n_active_groups * (n_experts // n_groups))),
         expert=draw(dense),
         shared=draw(some(dense)),
         router_bias=draw(st.booleans()),
@@ -171,7 +172,7 @@ def experts(draw: st.DrawFn) -> Experts:
         normalize=draw(st.booleans()),
         scale=draw(st.floats(0.5, 3)),
         n_groups=n_groups,
-        n_active_groups=draw(st.integers(1, n_groups)),
+        n_active_groups=n_active_groups,
     )
 
 

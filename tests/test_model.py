@@ -504,7 +504,7 @@ def test_every_unsupported_field_is_named_with_what_is_supported():
         replace(LLAMA.layers[0], attention=first, name="a"),
         replace(LLAMA.layers[0], attention=replace(attention, position=yarn), name="b"),
         replace(LLAMA.layers[0], attention=LatentAttention(2, 8, 4, 4, 8), name="c"),
-        replace(LLAMA.layers[0], feed_forward=Experts(4, 2, Dense(8)), name="d"),
+        replace(LLAMA.layers[0], feed_forward=Experts(4, 2, Dense(8, "gelu_quick")), name="d"),
     )
     with pytest.raises(InputError) as caught:
         build(replace(LLAMA, layers=layers))
@@ -515,7 +515,9 @@ def test_every_unsupported_field_is_named_with_what_is_supported():
         "layers.a.attention.sinks": "is False",
         "layers.b.attention.position.scaling": "is linear, llama3 or None",
         "layers.c.attention": "is attention (multi-head, grouped-query or multi-query)",
-        "layers.d.feed_forward": "is dense",
+        "layers.d.feed_forward.expert.activation": (
+            "is one of relu, gelu, gelu_tanh, silu, relu_squared where nothing is gated"
+        ),
     }
 
 

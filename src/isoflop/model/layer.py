@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isoflop.arch.spec import Attention, Dense, Layer, Wiring
+from isoflop.arch.spec import Attention, Dense, Experts, FeedForward, Layer, Wiring
 from isoflop.errors import Fault
 from isoflop.model.attention import AttentionModule
+from isoflop.model.experts import ExpertsModule
 from isoflop.model.parts import FeedForwardModule, make_norm
 from isoflop.model.rotary import Rotation
 
@@ -23,12 +24,12 @@ class LayerModule(nn.Module):
 
     def __init__(self, spec: Layer, d_model: int) -> None:
         super().__init__()
-        if not isinstance(spec.attention, Attention) or not isinstance(spec.feed_forward, Dense):
+        if not isinstance(spec.attention, Attention):
             raise Fault(f"the layer {spec.name} should have been refused")
         self.dropout = spec.dropout
         self.residual_scale = spec.residual_scale
         self.attention = AttentionModule(spec.attention, d_model)
-        self.feed_forward = FeedForwardModule(spec.feed_forward, d_model)
+        self.feed_forward = make_feed_forward(spec.feed_forward, d_model)
 
     def add(self, x_BTD: Tensor, change_BTD: Tensor) -> Tensor:
         change_BTD = F.dropout(change_BTD, self.dropout, self.training)
@@ -98,6 +99,15 @@ class ParallelTwoNormsLayer(LayerModule):
         fed_BTD = self.feed_forward(self.norm_feed_forward(x_BTD))
         x_BTD = self.add(x_BTD, self.attention(self.norm_attention(x_BTD), rotation))
         return self.add(x_BTD, fed_BTD)
+
+
+def make_feed_forward(spec: FeedForward, d_model: int) -> nn.Module:
+    """The module of a layer's feed-forward, by its kind."""
+    match spec:
+        case Dense():
+            return FeedForwardModule(spec, d_model)
+        case Experts():
+            return ExpertsModule(spec, d_model)
 
 
 def make_layer(spec: Layer, d_model: int) -> LayerModule:

@@ -139,6 +139,24 @@ class SinusoidalPositions(nn.Module):
         return waves_TD[:, : self.width]
 
 
+def hidden_unit(activation: Activation, up_F: Tensor, gate_F: Tensor | None) -> Tensor:
+    """What stands between the matrices: act(up), or act(gate) * up when there is a gate."""
+    if gate_F is None:
+        return ACTIVATIONS[activation](up_F)
+    if activation == "silu_clamped":
+        return clamped_unit(up_F, gate_F)
+    return ACTIVATIONS[activation](gate_F) * up_F
+
+
+def clamped_unit(up_F: Tensor, gate_F: Tensor) -> Tensor:
+    """GPT-OSS's: both clamped at 7, the gate from above only, and (up + 1) * gated.
+
+    OpenAI 2025 (2508.10925), section 2.2; openai/gpt-oss, gpt_oss/torch/model.py, swiglu.
+    """
+    gate_F, up_F = gate_F.clamp(max=7.0), up_F.clamp(-7.0, 7.0)
+    return (up_F + 1) * (gate_F * torch.sigmoid(1.702 * gate_F))
+
+
 class FeedForwardModule(nn.Module):
     """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated.
 
@@ -148,18 +166,16 @@ class FeedForwardModule(nn.Module):
 
     def __init__(self, spec: Dense, d_model: int) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[spec.activation]
+        self.activation = spec.activation
         self.dropout = spec.dropout
         self.gate = Linear(d_model, spec.d_ff, spec.bias) if spec.gated else None
         self.up = Linear(d_model, spec.d_ff, spec.bias)
         self.down = Linear(spec.d_ff, d_model, spec.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        h_BTF: Tensor = self.up(x_BTD)
-        if self.gate is None:
-            h_BTF = self.activation(h_BTF)
-        else:
-            h_BTF = self.activation(self.gate(x_BTD)) * h_BTF
+        up_BTF: Tensor = self.up(x_BTD)
+        gate_BTF = None if self.gate is None else self.gate(x_BTD)
+        h_BTF = hidden_unit(self.activation, up_BTF, gate_BTF)
         h_BTF = F.dropout(h_BTF, self.dropout, self.training)
         y_BTD: Tensor = self.down(h_BTF)
         return y_BTD

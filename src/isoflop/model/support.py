@@ -8,6 +8,8 @@ from isoflop.arch.spec import (
     Arch,
     Attention,
     Dense,
+    Experts,
+    FeedForward,
     Full,
     Layer,
     LinearScaling,
@@ -47,16 +49,29 @@ def _layer(layer: Layer) -> Iterator[Problem]:
     place = f"layers.{layer.name}"
     if layer.cross is not None:
         yield Problem(f"{place}.cross", "Attention", "is None: decoders are built")
-    if not isinstance(layer.feed_forward, Dense):
-        yield Problem(f"{place}.feed_forward", layer.feed_forward.kind, "is dense")
-    elif layer.feed_forward.activation not in ACTIVATIONS:
-        rule = f"is one of {', '.join(ACTIVATIONS)}"
-        yield Problem(f"{place}.feed_forward.activation", layer.feed_forward.activation, rule)
+    yield from _feed_forward(f"{place}.feed_forward", layer.feed_forward)
     if isinstance(layer.attention, Attention):
         yield from _attention(f"{place}.attention", layer.attention)
     else:
         rule = "is attention (multi-head, grouped-query or multi-query)"
         yield Problem(f"{place}.attention", layer.attention.kind, rule)
+
+
+def _feed_forward(place: str, feed_forward: FeedForward) -> Iterator[Problem]:
+    match feed_forward:
+        case Dense():
+            yield from _dense(place, feed_forward)
+        case Experts():
+            yield from _dense(f"{place}.expert", feed_forward.expert)
+            if feed_forward.shared is not None:
+                yield from _dense(f"{place}.shared", feed_forward.shared)
+
+
+def _dense(place: str, dense: Dense) -> Iterator[Problem]:
+    built = [*ACTIVATIONS, "silu_clamped"] if dense.gated else [*ACTIVATIONS]
+    if dense.activation not in built:
+        rule = f"is one of {', '.join(built)}{'' if dense.gated else ' where nothing is gated'}"
+        yield Problem(f"{place}.activation", dense.activation, rule)
 
 
 def _attention(place: str, attention: Attention) -> Iterator[Problem]:

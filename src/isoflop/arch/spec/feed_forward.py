@@ -36,6 +36,9 @@ class Experts:
     `shared` is read by every token, `shared_gate` scales it by a learned gate
     (Qwen2-MoE). `router_bias` is a trained bias on the router's scores, `score_correction`
     the auxiliary-loss-free correction that is a buffer, not a weight (DeepSeek-V3).
+
+    With `n_groups` experts are chosen from the `n_active_groups` best groups; a group is worth
+    its best expert (DeepSeek-V2), with a `score_correction` its best two (DeepSeek-V3).
     """
 
     n_experts: int
@@ -62,6 +65,12 @@ class Experts:
             rules.divides("n_groups", "n_experts")
             rules.must("n_active_groups", f"is at most n_groups={self.n_groups}",
                        self.n_active_groups <= self.n_groups)  # fmt: skip
+        if not rules.broken:
+            open_to_choice = self.n_active_groups * (self.n_experts // self.n_groups)
+            rules.must("n_active", f"is at most {open_to_choice}, the experts of the active groups",
+                       self.n_active <= open_to_choice)  # fmt: skip
+        rules.must("shared_gate", "is False where nothing is shared",
+                   self.shared is not None or not self.shared_gate)  # fmt: skip
         rules.close()
 
 
