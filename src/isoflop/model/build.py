@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
-from torch import Tensor
 
 from isoflop.arch.spec import Arch
 from isoflop.model.decoder import Decoder
-from isoflop.model.parts import RmsNormModule
+from isoflop.model.initial import Initial, InitialName, initialise
 from isoflop.model.support import check_supported
-
-#: Radford 2019 (GPT-2): every matrix is drawn with this standard deviation.
-STANDARD_DEVIATION = 0.02
 
 
 def build(
@@ -22,6 +16,7 @@ def build(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    init: InitialName | Initial = "gpt2",
 ) -> Decoder:
     """The decoder that `arch` describes, initialised; on device "meta" only its shapes.
 
@@ -32,6 +27,7 @@ def build(
 
     Raises:
         InputError: the spec holds something that the model does not implement.
+        UnknownName: no initialisation of that name.
     """
     check_supported(arch)
     with torch.device("meta"):
@@ -42,32 +38,5 @@ def build(
         for name, weight in module.named_parameters(recurse=False):
             empty = torch.empty(weight.shape, dtype=dtype, device=device)
             setattr(module, name, torch.nn.Parameter(empty))
-    initialise(decoder, seed)
+    initialise(decoder, seed, init)
     return decoder
-
-
-@torch.no_grad()
-def initialise(decoder: Decoder, seed: int = 0) -> None:
-    """Draw every weight afresh, as GPT-2 does (Radford 2019, section 2.3).
-
-    Matrices are normal with deviation 0.02, those that write to the residual stream divided by
-    sqrt(2 L); biases 0; norms 1. A tensor's draw depends on `seed` and its name alone: not on
-    the device, the number of threads, or which other tensors exist.
-    """
-    residual = (2 * len(decoder.layers)) ** -0.5
-    for module_name, module in decoder.named_modules():
-        for name, weight in module.named_parameters(recurse=False):
-            path = f"{module_name}.{name}"
-            if weight.dim() == 2:
-                writes = module_name.endswith((".attention.out", ".feed_forward.down"))
-                _draw(weight, path, seed, STANDARD_DEVIATION * (residual if writes else 1.0))
-            elif name == "bias" or (isinstance(module, RmsNormModule) and module.unit_offset):
-                weight.zero_()
-            else:
-                weight.fill_(1.0)
-
-
-def _draw(weight: Tensor, path: str, seed: int, deviation: float) -> None:
-    digest = hashlib.blake2b(f"{seed}:{path}".encode(), digest_size=8).digest()
-    stream = torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
-    weight.copy_(torch.empty(weight.shape).normal_(0.0, deviation, generator=stream))

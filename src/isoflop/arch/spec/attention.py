@@ -153,6 +153,8 @@ class LatentAttention:
             rules.size("d_q_latent")
         if not rules.broken:
             rules.must("d_head_rope", "is even: it is rotated in pairs", self.d_head_rope % 2 == 0)
+            rules.must("position.d_rotary", "is None: all of d_head_rope is rotated",
+                       self.position.d_rotary is None)  # fmt: skip
             check_scaling(rules, self.position.scaling, self.d_head_rope)
         rules.close()
 
