@@ -27,8 +27,8 @@ from isoflop.arch.spec import (
     Window,
     Wiring,
 )
-from isoflop.errors import InputError
-from isoflop.model import Decoder, build, initialise
+from isoflop.errors import InputError, UnknownName
+from isoflop.model import Decoder, Normal, build, initialise
 from isoflop.model.attention import Context
 from isoflop.model.rms_norm import rms_norm
 from isoflop.model.rotary import Rotation
@@ -178,6 +178,43 @@ def test_a_unit_offset_norm_starts_at_an_effective_weight_of_one():
     model = build(with_layer(LLAMA, norm=RmsNorm(unit_offset=True)))
     assert (model.layers[0].norm_attention.weight == 0).all()
     assert (model.final_norm.weight == 1).all()
+
+
+def test_norms_of_each_head_start_at_one_and_what_is_told_of_positions_is_drawn():
+    attention = Attention(2, 1, 4, qk_norm=QkNorm(RmsNorm(), "each_head"), sinks=True,
+                          position=RelativeProjection())  # fmt: skip
+    state = build(with_layer(LLAMA, attention=attention)).state_dict()
+    assert (state["layers.0.attention.q_norm.weight"] == torch.ones(2, 4)).all()
+    for name in ("sinks.weight", "distance_biases.u", "distance_biases.v", "distances.weight"):
+        weight = state[f"layers.0.attention.{name}"]
+        assert 0 < weight.abs().max() < 0.02 * 5, name
+
+
+def test_megatron_draws_as_gpt2_does_and_a_deviation_can_be_said():
+    first, second = build(GPT).state_dict(), build(GPT, init="megatron").state_dict()
+    wider = build(GPT, init=Normal(0.08)).state_dict()
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    for name in ("embedding.tokens.weight", "layers.1.attention.out.weight"):
+        assert torch.allclose(wider[name], 4 * first[name])
+
+
+def test_mup_keeps_what_matrices_give_as_large_at_any_width():
+    for d_model in (64, 256):
+        arch = gpt("g", d_model=d_model, n_layers=2, n_heads=4, vocab_size=500, max_seq_len=64)
+        state = build(arch, init="mup").state_dict()
+        x = torch.randn(1000, d_model, generator=torch.Generator().manual_seed(1))
+        for name in ("attention.q", "attention.out", "feed_forward.up"):
+            assert abs((x @ state[f"layers.1.{name}.weight"].T).std() - 1) < 0.05, name
+        inner = torch.randn(1000, 4 * d_model, generator=torch.Generator().manual_seed(1))
+        assert abs((inner @ state["layers.0.feed_forward.down.weight"].T).std() - 1) < 0.05
+        for name in ("embedding.tokens", "embedding.positions"):
+            assert abs(state[f"{name}.weight"].std() / 0.02 - 1) < 0.05, name
+        assert not state["layers.0.attention.q.bias"].any()
+
+
+def test_an_unknown_initialisation_is_refused_with_the_near_names():
+    with pytest.raises(UnknownName, match=r"megatro: not known \(did you mean megatron\?\)"):
+        build(GPT, init="megatro")
 
 
 def test_initial_weights_depend_on_the_seed_and_not_on_the_threads():
@@ -492,6 +529,15 @@ def test_neighbour_pairs_are_half_pairs_in_another_order():
         Rotation.of(Rope(interleaved=i), 8, torch.arange(9), x.dtype, T_MAX) for i in (False, True)
     )
     assert torch.allclose(halves(x[..., order]), neighbours(x)[..., order])
+
+
+@pytest.mark.parametrize("n_tokens", [1, 3])
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_part_of_something_wider_is_turned_wherever_it_starts(first, n_tokens):
+    wide = torch.randn(1, n_tokens, 1, 9, generator=torch.Generator().manual_seed(0))
+    part = wide[..., first : first + 6]
+    rotation = Rotation.of(Rope(interleaved=True), 6, torch.arange(n_tokens), part.dtype, T_MAX)
+    assert torch.equal(rotation(part), rotation(part.clone()))
 
 
 # --- what is refused ------------------------------------------------------------------------

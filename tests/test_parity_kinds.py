@@ -10,16 +10,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.strategies import embeddings, stacks
 
-from isoflop.arch import Arch, Attention, Dense, LatentAttention, Layer, from_hf, llama
+from isoflop.arch import Arch, Attention, Dense, LatentAttention, Layer, from_hf, llama, zoo
 from isoflop.arch.families import gopher
 from isoflop.arch.spec import (
     Alibi,
     BlockSparse,
     Chunked,
+    Full,
+    Head,
     LayerNorm,
     LongRopeScaling,
     QkNorm,
+    RelativeBias,
     RelativeProjection,
     RmsNorm,
     Rope,
@@ -75,6 +81,11 @@ def assert_parity(theirs, names, how=None, n_tokens: int = 23) -> Decoder:
     assert_same_logits(theirs, ours, n_tokens)
     assert_counts_agree(ours.arch)
     return ours
+
+
+@pytest.mark.parametrize("name", ["bloom-560m", "gopher-44m", "opt-350m", "stablelm-2-12b"])
+def test_named_models_of_these_kinds_count_what_is_built(name):
+    assert_counts_agree(zoo.entry(name).arch)
 
 
 # --- ALiBi ----------------------------------------------------------------------------------
@@ -154,6 +165,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         {"mscale": 1.5},
         {"beta_fast": 1.0, "truncate": False},  # no pair between the two turns
         {"original_max_position_embeddings": 4096, "beta_fast": 32.0},
+        {"original_max_position_embeddings": 4096, "truncate": False},
     ],
     ids=str,
 )
@@ -480,6 +492,33 @@ def test_scored_distances_give_the_logits_of_their_definition():
     for name, weight in ours.named_parameters():
         bound = max(2e-5 * leaves[name].grad.abs().max(), 1e-6)
         assert (weight.grad - leaves[name].grad).abs().max() <= bound, name
+
+
+# --- whatever the spec ----------------------------------------------------------------------
+
+
+@st.composite
+def decoders(draw: st.DrawFn) -> Arch:
+    """Any decoder that can be built; spans see all, for masks leave a counter's products whole."""
+
+    def built(layer: Layer) -> Layer:
+        attention = layer.attention
+        if isinstance(attention, Attention):
+            attention = replace(attention, span=Full(), logit_softcap=None)
+            if isinstance(attention.position, RelativeBias):
+                attention = replace(attention, position=None)
+        return replace(layer, attention=attention, feed_forward=Dense(7, gated=True))
+
+    embedding = replace(draw(embeddings(V, 16)), position=None)
+    head = Head(tied=draw(st.booleans()), bias=draw(st.booleans()))
+    layers = tuple(map(built, draw(stacks())))
+    return Arch("any", draw(st.integers(1, 20)), V, 16, embedding, layers, head, None)
+
+
+@settings(max_examples=25, deadline=None)
+@given(decoders())
+def test_any_decoder_counts_what_is_built(arch):
+    assert_counts_agree(arch)
 
 
 # --- whatever the weights -------------------------------------------------------------------

@@ -83,8 +83,14 @@ class NeighbourTurn:
 
     def __call__(self, x_BTNR: Tensor) -> Tensor:
         wide_BTNP2 = torch.unflatten(x_BTNR.to(self.turn.dtype.to_real()), -1, (-1, 2))
-        turned_BTNP = torch.view_as_complex(wide_BTNP2) * self.turn
+        turned_BTNP = torch.view_as_complex(_aligned(wide_BTNP2)) * self.turn
         return torch.view_as_real(turned_BTNP).flatten(-2).to(x_BTNR.dtype)
+
+
+def _aligned(x_BTNP2: Tensor) -> Tensor:
+    """Where complex numbers can lie: a slice of something wider may start at an odd number."""
+    odd = any(step % 2 for step in (x_BTNP2.storage_offset(), *x_BTNP2.stride()[:-1]))
+    return x_BTNP2.clone(memory_format=torch.contiguous_format) if odd else x_BTNP2
 
 
 @dataclass(frozen=True, slots=True)

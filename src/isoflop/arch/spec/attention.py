@@ -43,8 +43,8 @@ class Chunked:
 class BlockSparse:
     """Local blocks plus every `stride`-th block before (Child 2019, the strided pattern).
 
-    Tokens are cut into blocks of `block`; a query sees its `n_local` latest blocks and,
-    of the earlier ones, each `stride`-th (0: none).
+    Tokens are cut into blocks of `block`; a query sees its `n_local` latest blocks and, of the
+    earlier ones, those a multiple of `stride` blocks away (0: none).
     """
 
     block: int
