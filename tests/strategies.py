@@ -65,6 +65,7 @@ norms = st.one_of(
 )
 
 lengths = st.integers(16, 8192)
+thetas = st.floats(1, 1e7, exclude_min=True)  # yarn divides by the logarithm
 
 
 @st.composite
@@ -104,7 +105,7 @@ def ropes(draw: st.DrawFn, d_head: int) -> Rope:
     halves = st.integers(1, d_head // 2)
     d_rotary = draw(some(halves.map(lambda half: 2 * half)))
     scaling = draw(some(scalings(d_rotary or d_head)))
-    return Rope(draw(st.floats(1, 1e7)), d_rotary, draw(st.booleans()), scaling)
+    return Rope(draw(thetas), d_rotary, draw(st.booleans()), scaling)
 
 
 @st.composite
@@ -114,7 +115,7 @@ def attentions(draw: st.DrawFn) -> Attention:
     positions = st.one_of(
         st.none(),
         ropes(d_head),
-        st.just(Alibi()),
+        st.builds(Alibi, st.floats(0.01, 2)),
         st.just(RelativeProjection()),
         st.builds(RelativeBias, sizes, sizes, st.booleans(), st.booleans()),
     )
@@ -144,7 +145,9 @@ def latent_attentions(draw: st.DrawFn) -> LatentAttention:
         d_head_rope=d_head_rope,
         d_head_value=draw(sizes),
         d_q_latent=draw(some(sizes)),
-        position=Rope(draw(st.floats(1, 1e7)), scaling=draw(some(scalings(d_head_rope)))),
+        position=Rope(
+            draw(thetas), interleaved=draw(st.booleans()), scaling=draw(some(scalings(d_head_rope)))
+        ),
         norm=draw(norms),
         scale=draw(some(st.floats(0.01, 2))),
         dropout=draw(dropouts),

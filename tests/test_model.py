@@ -11,25 +11,25 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoflop.arch import Arch, Attention, Dense, Experts, LatentAttention, Layer, gpt, llama, palm
+from isoflop.arch import Arch, Attention, Dense, Experts, Layer, gpt, llama, palm
 from isoflop.arch.spec import (
-    Alibi,
-    Chunked,
     Embedding,
     Full,
     Head,
     LayerNorm,
     QkNorm,
+    RelativeBias,
+    RelativeProjection,
     RmsNorm,
     Rope,
     Sinusoidal,
     Span,
     Window,
     Wiring,
-    YarnScaling,
 )
-from isoflop.errors import InputError
-from isoflop.model import Decoder, build, initialise
+from isoflop.errors import InputError, UnknownName
+from isoflop.model import Decoder, Normal, build, initialise
+from isoflop.model.attention import Context
 from isoflop.model.rms_norm import rms_norm
 from isoflop.model.rotary import Rotation
 
@@ -180,6 +180,43 @@ def test_a_unit_offset_norm_starts_at_an_effective_weight_of_one():
     assert (model.final_norm.weight == 1).all()
 
 
+def test_norms_of_each_head_start_at_one_and_what_is_told_of_positions_is_drawn():
+    attention = Attention(2, 1, 4, qk_norm=QkNorm(RmsNorm(), "each_head"), sinks=True,
+                          position=RelativeProjection())  # fmt: skip
+    state = build(with_layer(LLAMA, attention=attention)).state_dict()
+    assert (state["layers.0.attention.q_norm.weight"] == torch.ones(2, 4)).all()
+    for name in ("sinks.weight", "distance_biases.u", "distance_biases.v", "distances.weight"):
+        weight = state[f"layers.0.attention.{name}"]
+        assert 0 < weight.abs().max() < 0.02 * 5, name
+
+
+def test_megatron_draws_as_gpt2_does_and_a_deviation_can_be_said():
+    first, second = build(GPT).state_dict(), build(GPT, init="megatron").state_dict()
+    wider = build(GPT, init=Normal(0.08)).state_dict()
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    for name in ("embedding.tokens.weight", "layers.1.attention.out.weight"):
+        assert torch.allclose(wider[name], 4 * first[name])
+
+
+def test_mup_keeps_what_matrices_give_as_large_at_any_width():
+    for d_model in (64, 256):
+        arch = gpt("g", d_model=d_model, n_layers=2, n_heads=4, vocab_size=500, max_seq_len=64)
+        state = build(arch, init="mup").state_dict()
+        x = torch.randn(1000, d_model, generator=torch.Generator().manual_seed(1))
+        for name in ("attention.q", "attention.out", "feed_forward.up"):
+            assert abs((x @ state[f"layers.1.{name}.weight"].T).std() - 1) < 0.05, name
+        inner = torch.randn(1000, 4 * d_model, generator=torch.Generator().manual_seed(1))
+        assert abs((inner @ state["layers.0.feed_forward.down.weight"].T).std() - 1) < 0.05
+        for name in ("embedding.tokens", "embedding.positions"):
+            assert abs(state[f"{name}.weight"].std() / 0.02 - 1) < 0.05, name
+        assert not state["layers.0.attention.q.bias"].any()
+
+
+def test_an_unknown_initialisation_is_refused_with_the_near_names():
+    with pytest.raises(UnknownName, match=r"megatro: not known \(did you mean megatron\?\)"):
+        build(GPT, init="megatro")
+
+
 def test_initial_weights_depend_on_the_seed_and_not_on_the_threads():
     first = build(GPT, seed=3).state_dict()
     torch.set_num_threads(2)
@@ -294,7 +331,8 @@ def test_each_kind_of_layer_turns_by_its_own_rope():
     mixed = lively(replace(LLAMA, layers=(first, replace(first, attention=slow, name="slow"))))
     x = mixed.embedding(some_tokens(), torch.arange(12))
     for spec, layer in zip(mixed.arch.layers, mixed.layers, strict=True):
-        x = layer(x, Rotation.of(spec.attention.position, 8, torch.arange(12), x.dtype))
+        rope = spec.attention.position
+        x = layer(x, Context(Rotation.of(rope, 8, torch.arange(12), x.dtype, T_MAX)))
     expected = mixed.head(mixed.final_norm(x), mixed.embedding.tokens.weight)
     assert torch.equal(mixed(some_tokens()), expected)
     assert not torch.allclose(lively(LLAMA)(some_tokens()), expected, atol=1e-2)
@@ -469,7 +507,7 @@ def test_rotated_scores_depend_on_the_distance_alone():
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64, generator=torch.Generator())
     for interleaved in (False, True):
         rope = Rope(interleaved=interleaved, d_rotary=6)
-        rotation = Rotation.of(rope, 8, torch.arange(50), torch.float64)
+        rotation = Rotation.of(rope, 8, torch.arange(50), torch.float64, T_MAX)
         turned_q, turned_k = (rotation(x.expand(1, 50, 1, 8))[0, :, 0] for x in (q, k))
         scores = turned_q @ turned_k.T
         assert torch.allclose(scores.diagonal(-7), scores[7, 0].expand(43))
@@ -479,7 +517,7 @@ def test_rotated_scores_depend_on_the_distance_alone():
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_the_gradient_of_a_rotation_follows_it(interleaved):
     rope = Rope(interleaved=interleaved, d_rotary=6)
-    rotation = Rotation.of(rope, 8, torch.arange(4), torch.float64)
+    rotation = Rotation.of(rope, 8, torch.arange(4), torch.float64, T_MAX)
     x = torch.randn(1, 4, 2, 8, dtype=torch.float64, generator=torch.Generator())
     assert torch.autograd.gradcheck(rotation, x.requires_grad_())
 
@@ -488,9 +526,18 @@ def test_neighbour_pairs_are_half_pairs_in_another_order():
     x = torch.randn(2, 9, 3, 8, dtype=torch.float64, generator=torch.Generator())
     order = [0, 2, 4, 6, 1, 3, 5, 7]  # first the firsts of each pair, then the seconds
     halves, neighbours = (
-        Rotation.of(Rope(interleaved=i), 8, torch.arange(9), x.dtype) for i in (False, True)
+        Rotation.of(Rope(interleaved=i), 8, torch.arange(9), x.dtype, T_MAX) for i in (False, True)
     )
     assert torch.allclose(halves(x[..., order]), neighbours(x)[..., order])
+
+
+@pytest.mark.parametrize("n_tokens", [1, 3])
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_part_of_something_wider_is_turned_wherever_it_starts(first, n_tokens):
+    wide = torch.randn(1, n_tokens, 1, 9, generator=torch.Generator().manual_seed(0))
+    part = wide[..., first : first + 6]
+    rotation = Rotation.of(Rope(interleaved=True), 6, torch.arange(n_tokens), part.dtype, T_MAX)
+    assert torch.equal(rotation(part), rotation(part.clone()))
 
 
 # --- what is refused ------------------------------------------------------------------------
@@ -498,29 +545,19 @@ def test_neighbour_pairs_are_half_pairs_in_another_order():
 
 def test_every_unsupported_field_is_named_with_what_is_supported():
     attention = LLAMA.layers[0].attention
-    yarn = Rope(scaling=YarnScaling(4.0, 1024))
-    first = replace(attention, position=Alibi(), span=Chunked(4), sinks=True)
+    capped = replace(attention, position=RelativeProjection(), logit_softcap=3.0)
     layers = (
-        replace(LLAMA.layers[0], attention=first, name="a"),
-        replace(LLAMA.layers[0], attention=replace(attention, position=yarn), name="b"),
-        replace(LLAMA.layers[0], attention=LatentAttention(2, 8, 4, 4, 8), name="c"),
+        replace(LLAMA.layers[0], attention=replace(attention, position=RelativeBias()), name="a"),
+        replace(LLAMA.layers[0], attention=capped, name="b"),
         replace(LLAMA.layers[0], feed_forward=Experts(4, 2, Dense(8, "gelu_quick")), name="d"),
     )
     with pytest.raises(InputError) as caught:
         build(replace(LLAMA, layers=layers))
     rules = {problem.field: problem.rule for problem in caught.value.problems}
     assert rules == {
-        "layers.a.attention.position": "is rope or None",
-        "layers.a.attention.span": "is full or window",
-        "layers.a.attention.sinks": "is False",
-        "layers.b.attention.position.scaling": "is linear, llama3 or None",
-        "layers.c.attention": "is attention (multi-head, grouped-query or multi-query)",
+        "layers.a.attention.position": "is rope, alibi, relative_projection or None",
+        "layers.b.attention.logit_softcap": "is None where distances are scored too",
         "layers.d.feed_forward.expert.activation": (
             "is one of relu, gelu, gelu_tanh, silu, relu_squared where nothing is gated"
         ),
     }
-
-
-def test_a_tied_head_on_a_projected_embedding_is_refused():
-    with pytest.raises(InputError, match=r"embedding\.d_embed=8: must hold: is d_model=32"):
-        build(replace(GPT, embedding=replace(GPT.embedding, d_embed=8)))

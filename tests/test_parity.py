@@ -5,7 +5,6 @@ PaLM has no class there; a float64 forward written out in this file stands in fo
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import pytest
@@ -24,101 +23,29 @@ from isoflop.arch.spec import (
     Rope,
     Window,
 )
-from isoflop.model import Decoder, build
+from isoflop.model import build
+from parity_oracle import (
+    GPT2_NAMES,
+    LLAMA_NAMES,
+    T_MAX,
+    V,
+    assert_same_logits,
+    cut,
+    decoder_for,
+    load,
+    per_head,
+    renamed_state,
+    shake,
+)
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle")
 
-V, T_MAX = 61, 32
-
-# Llama's names, and those of the families that took them over.
-LLAMA_NAMES = {
-    r"model\.embed_tokens": "embedding.tokens",
-    r"model\.norm": "final_norm",
-    r"lm_head": "head",
-    r"model\.layers\.(\d+)": r"layers.\1",
-    r"self_attn\.(q|k|v)_proj": r"attention.\1",
-    r"self_attn\.o_proj": "attention.out",
-    r"self_attn\.(q|k)_norm": r"attention.\1_norm",
-    r"mlp\.(gate|up|down)_proj": r"feed_forward.\1",
-    r"input_layernorm": "norm_attention",
-    r"post_attention_layernorm": "norm_feed_forward",
-}
 # Gemma 2 and OLMo 2 use "post" for norms on a block's output.
 OUTPUT_NAMES = {
     r"post_attention_layernorm": "norm_attention_out",
     r"pre_feedforward_layernorm": "norm_feed_forward",
     r"post_feedforward_layernorm": "norm_feed_forward_out",
 }
-GPT2_NAMES = {
-    r"transformer\.(wte|tokens_embed)": "embedding.tokens",
-    r"transformer\.(wpe|positions_embed)": "embedding.positions",
-    r"transformer\.ln_f": "final_norm",
-    r"lm_head": "head",
-    r"transformer\.h\.(\d+)": r"layers.\1",
-    r"attn\.c_proj": "attention.out",
-    r"attn\.(q|k|v)_proj": r"attention.\1",
-    r"attn\.out_proj": "attention.out",
-    r"ln_1": "norm_attention",
-    r"ln_2": "norm_feed_forward",
-    r"mlp\.(c_fc|fc_in)": "feed_forward.up",
-    r"mlp\.(c_proj|fc_out)": "feed_forward.down",
-}
-
-
-def renamed(name: str, names: dict[str, str]) -> str:
-    for pattern, path in names.items():
-        name = re.sub(pattern, path, name)
-    return name
-
-
-def copy_weights(theirs, ours: Decoder, names: dict[str, str], *, transposed: bool = False) -> None:
-    """Copy every weight; `transposed` where theirs are stored [in, out] (GPT's Conv1D)."""
-    state = {}
-    for their_name, stored in theirs.state_dict().items():
-        conv = transposed and stored.dim() == 2 and re.search(r"\.(attn|mlp)\.", their_name)
-        name, weight = renamed(their_name, names), stored.T if conv else stored
-        if ".attn.c_attn." in name:
-            for letter, part in zip("qkv", weight.chunk(3), strict=True):
-                state[name.replace("attn.c_attn", f"attention.{letter}")] = part
-        else:
-            state[name] = weight
-    wanted = ours.state_dict().keys()
-    if ours.arch.head.tied:
-        state.pop("head.weight", None)
-    ours.load_state_dict(state, strict=True)
-    assert state.keys() == wanted
-
-
-def shake(theirs) -> None:
-    """Give every weight, biases and norms too, a value that matters."""
-    stream = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in theirs.parameters():
-            noise = torch.randn(weight.shape, generator=stream)
-            weight.copy_(weight + noise * (0.15 if weight.dim() == 2 else 0.3))
-
-
-def assert_same_logits(theirs, ours: Decoder) -> None:
-    """The same logits, and the same gradient down to the token vectors."""
-    stream = torch.Generator().manual_seed(1)
-    tokens = torch.randint(1, V, (2, 23), generator=stream)  # 0 is a padding row to some
-    weights = torch.randn(2, 23, V, generator=stream)
-    expected, got = theirs.eval()(tokens).logits, ours.eval()(tokens)
-    reach = expected.max() - expected.min()
-    assert reach > 1
-    assert (got - expected).abs().max() <= 1e-5 * reach
-    table = theirs.get_input_embeddings().weight
-    (slope,) = torch.autograd.grad((expected * weights).sum(), table)
-    (our_slope,) = torch.autograd.grad((got * weights).sum(), ours.embedding.tokens.weight)
-    assert (our_slope - slope).abs().max() <= 2e-5 * slope.abs().max()
-
-
-def decoder_for(theirs, arch: Arch, names: dict[str, str], *, transposed: bool = False) -> Decoder:
-    shake(theirs)
-    ours = build(arch, seed=5)
-    copy_weights(theirs, ours, names, transposed=transposed)
-    return ours
-
 
 # --- GPT-2 and Llama, three shapes each ---------------------------------------------------
 
@@ -292,29 +219,21 @@ def test_two_parallel_norms_give_the_logits_of_gpt_neox():
         LayerNorm(),
         wiring=Wiring.PARALLEL_TWO_NORMS,
     )
-    shake(theirs)
-    ours = build(arch_of(layer, layer))
     names = {
         r"gpt_neox\.embed_in": "embedding.tokens",
         r"gpt_neox\.final_layer_norm": "final_norm",
         r"(embed_out|lm_head)": "head",
         r"gpt_neox\.layers": "layers",
+        r"query_key_value": "q+k+v",
         r"attention\.dense": "attention.out",
         r"mlp\.dense_h_to_4h": "feed_forward.up",
         r"mlp\.dense_4h_to_h": "feed_forward.down",
         r"input_layernorm": "norm_attention",
         r"post_attention_layernorm": "norm_feed_forward",
     }
-    state = {}
-    for their_name, weight in theirs.state_dict().items():
-        name = renamed(their_name, names)
-        if "query_key_value" in name:  # stored per head: its q, its k, its v
-            for n, letter in enumerate("qkv"):
-                part = weight.unflatten(0, (4, 3, 8))[:, n].flatten(0, 1)
-                state[name.replace("query_key_value", letter)] = part
-        else:
-            state[name] = weight
-    ours.load_state_dict(state, strict=True)
+    shake(theirs)
+    ours = build(arch_of(layer, layer))
+    load(ours, cut(renamed_state(theirs, names), per_head(4)))
     assert_same_logits(theirs, ours)
 
 

@@ -11,7 +11,8 @@ from isoflop.arch import Arch, Attention, Dense, Experts, Layer
 from isoflop.arch.spec import Embedding, Head, LayerNorm, QkNorm, RmsNorm, Rope, Window
 from isoflop.model import build
 from isoflop.model.experts import ExpertsModule, Routing, load_balancing_loss
-from test_parity import LLAMA_NAMES, SIZES, D, V, arch_of, assert_same_logits, renamed, shake
+from parity_oracle import LLAMA_NAMES, V, assert_same_logits, renamed, shake
+from test_parity import SIZES, D, arch_of
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle")
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.strategies import archs
 
 from isoflop.arch import Arch, gpt, llama, parse_spec, read_spec, write_spec, zoo
-from isoflop.arch.spec import Window
+from isoflop.arch.spec import Alibi, LatentAttention, LongRopeScaling, Rope, Window, YarnScaling
 from isoflop.arch.toml import layers_from, pattern_of
 from isoflop.errors import InputError
 
@@ -189,6 +189,22 @@ def test_a_pattern_repeats_to_the_layers_it_was_made_of(names: list[str]) -> Non
 def test_a_pattern_names_its_kinds(pattern: list[str]) -> None:
     with pytest.raises(InputError):
         layers_from(4, None, {"a": TINY.layers[0]}, pattern)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: Alibi(scale=0.0), "scale"),
+        (lambda: Rope(1.0, scaling=YarnScaling(2.0, 64)), "theta"),
+        (lambda: LongRopeScaling((1.0,), (1.0,), 1), "original_max_seq_len"),
+        (lambda: LatentAttention(1, 8, 4, 8, 4, position=Rope(d_rotary=4)), "position.d_rotary"),
+    ],
+    ids=["alibi", "yarn", "longrope", "latent"],
+)
+def test_positions_that_cannot_be_computed_are_refused(make, field: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make()
+    assert [problem.field for problem in caught.value.problems] == [field]
 
 
 def test_a_kind_that_no_layer_uses_is_refused() -> None:

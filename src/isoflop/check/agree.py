@@ -17,8 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.arch import Arch
-from isoflop.count import Precision, Workload, bytes_weights, flops_forward, params
-from isoflop.count.flops import BACKWARD
+from isoflop.count import Precision, Workload, bytes_weights, flops_backward, flops_forward, params
 from isoflop.model import build
 from isoflop.quantity import Node
 
@@ -56,7 +55,6 @@ def agree(arch: Arch) -> tuple[Row, ...]:
     module = build(arch, device="meta")
     work = Workload.train(BATCH, min(SEQ_LEN, arch.max_seq_len))
     forward, backward = count_flops(module, arch, work)
-    tree = flops_forward(arch, work)
     return (
         *_rows("params", leaf_values(params(arch)), module_sizes(module, arch, each=1)),
         *_rows(
@@ -64,8 +62,8 @@ def agree(arch: Arch) -> tuple[Row, ...]:
             leaf_values(bytes_weights(arch, Precision.FP32)),
             module_sizes(module, arch, each=4),
         ),
-        *_rows("flops", leaf_values(tree), forward),
-        Row("flops_backward", int(BACKWARD * tree.value), backward),
+        *_rows("flops", leaf_values(flops_forward(arch, work)), forward),
+        Row("flops_backward", int(flops_backward(arch, work).value), backward),
     )
 
 

@@ -165,7 +165,7 @@ def _norm(norm: LayerNorm | RmsNorm, rows: int, width: int) -> Bench:
 def _rotary(rows: int, d_head: int) -> Bench:
     """`rows` are the heads of all tokens; four heads to a token here."""
     tokens = rows // 4
-    turn = Rotation.of(Rope(), d_head, torch.arange(tokens), torch.float32)
+    turn = Rotation.of(Rope(), d_head, torch.arange(tokens), torch.float32, tokens)
     return Differentiable(lambda: (torch.randn(1, tokens, 4, d_head), turn), chained=True)
 
 

@@ -16,7 +16,8 @@ from isoflop.count.params import CONVENTIONS, params
 from isoflop.count.workload import Workload
 from isoflop.quantity import Expr, Node, Symbol, branch, leaf, number, total
 
-#: A matrix product has two gradients, each as large as the product (Kaplan 2020, 2.1).
+#: A matrix product has two gradients, each as large as the product (Kaplan 2020, 2.1);
+#: one where its input depends on no weight.
 BACKWARD = 2
 
 
@@ -32,6 +33,17 @@ def flops_forward(arch: Arch, workload: Workload) -> Node:
     291648307200
     """
     return _fold(describe(arch, workload), "flops_forward")
+
+
+def flops_backward(arch: Arch, workload: Workload) -> Node:
+    """FLOPs of one backward pass over the whole batch, by path.
+
+    >>> from isoflop.arch import gpt
+    >>> gpt2 = gpt("gpt2", d_model=768, n_layers=12, n_heads=12, vocab_size=50257, max_seq_len=1024)
+    >>> flops_backward(gpt2, Workload.train(batch=1, seq_len=1024)).value
+    583296614400
+    """
+    return _fold(describe(arch, workload), "flops_backward", backward=True)
 
 
 def flops_prefill(arch: Arch, batch: int, prompt: int, *, causal_skip: bool = False) -> Node:
@@ -63,12 +75,14 @@ def last_logits(root: Part, work: Workload) -> Part:
     return replace(root, parts=tuple(cut(p) if p.name == "head" else p for p in root.parts))
 
 
-def _fold(part: Part, name: str) -> Node:
+def _fold(part: Part, name: str, *, backward: bool = False) -> Node:
     if part.parts:
-        below = [_fold(p, p.name) for p in part.parts if _works(p)]
+        below = [_fold(p, p.name, backward=backward) for p in part.parts if _works(p)]
         return branch(name, "flops", below, times=part.times)
     assert part.operator is not None
-    return leaf(name, "flops", part.operator.flops, times=part.times)
+    once = isinstance(part.operator, Matmul) and part.operator.input_fixed
+    passes = (1 if once else BACKWARD) if backward else 1
+    return leaf(name, "flops", passes * part.operator.flops, times=part.times)
 
 
 def _works(part: Part) -> bool:
@@ -85,8 +99,7 @@ def flops_training(arch: Arch, workload: Workload, recompute: Recompute = "none"
     2104.04473, equation 3). `selective` runs the scores' two products once more
     (Korthikanti 2022, 2205.05198, appendix A), as flash attention's backward does by itself.
     """
-    forward = flops_forward(arch, workload)
-    steps = (1 + BACKWARD) * forward.total
+    steps = flops_forward(arch, workload).total + flops_backward(arch, workload).total
     match recompute:
         case "none":
             return steps

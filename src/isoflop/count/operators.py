@@ -14,12 +14,16 @@ from isoflop.quantity import Expr, number
 
 @dataclass(frozen=True, slots=True)
 class Matmul:
-    """[rows, inner] x [inner, cols], the second factor a weight. 2 rows inner cols FLOPs."""
+    """[rows, inner] x [inner, cols], the second factor a weight. 2 rows inner cols FLOPs.
+
+    `input_fixed` says that the first depends on no weight, so that nobody asks its gradient.
+    """
 
     rows: Expr
     inner: Expr
     cols: Expr
     bias: bool = False
+    input_fixed: bool = False
 
     @property
     def flops(self) -> Expr:

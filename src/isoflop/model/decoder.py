@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isoflop.arch.spec import Arch, Attention, Learned, Rope
+from isoflop.arch.spec import Arch, Learned
 from isoflop.errors import InputError, Problem
+from isoflop.model.attention import contexts
 from isoflop.model.layer import make_layer
-from isoflop.model.parts import EmbeddingModule, HeadModule, make_norm
-from isoflop.model.rotary import Rotation
+from isoflop.model.parts import EmbeddingModule, make_head, make_norm
 
 
 class Decoder(nn.Module):
@@ -32,7 +32,7 @@ class Decoder(nn.Module):
         self.embedding = EmbeddingModule(arch)
         self.layers = nn.ModuleList(make_layer(layer, arch.d_model) for layer in arch.layers)
         self.final_norm = make_norm(arch.final_norm, arch.d_model)
-        self.head = HeadModule(arch.head, arch.embedding.n_rows, arch.d_model)
+        self.head = make_head(arch)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits [B, T, V] of the token after each; padded rows of the head are cut off.
@@ -41,9 +41,9 @@ class Decoder(nn.Module):
             InputError: more tokens than there are learned positions.
         """
         x_BTD = self._embed(tokens_BT)
-        rotations = self._rotations(x_BTD)
+        told = contexts(self.arch, x_BTD)
         for spec, layer in zip(self.arch.layers, self.layers, strict=True):
-            x_BTD = layer(x_BTD, rotations[spec.name])
+            x_BTD = layer(x_BTD, told[spec.name])
         x_BTD = self.final_norm(x_BTD)
         logits_BTV: Tensor = self.head(x_BTD, self.embedding.tokens.weight)
         return logits_BTV[..., : self.arch.vocab_size]
@@ -64,19 +64,3 @@ class Decoder(nn.Module):
             raise InputError(self.arch.name, [Problem("tokens", n_tokens, rule)])
         x_BTD: Tensor = self.embedding(tokens_BT, torch.arange(n_tokens, device=tokens_BT.device))
         return x_BTD
-
-    def _rotations(self, x_BTD: Tensor) -> dict[str, Rotation | None]:
-        """The rotary turns of each kind of layer; equal ones are computed once."""
-        positions_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
-        done: dict[tuple[Rope, int], Rotation] = {}
-        found: dict[str, Rotation | None] = {}
-        for name, layer in self.arch.kinds.items():
-            match layer.attention:
-                case Attention(position=Rope() as rope, d_head=d_head):
-                    key = (rope, d_head)
-                    if key not in done:
-                        done[key] = Rotation.of(rope, d_head, positions_T, x_BTD.dtype)
-                    found[name] = done[key]
-                case _:
-                    found[name] = None
-        return found

@@ -8,12 +8,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isoflop.arch.spec import Attention, Dense, Experts, FeedForward, Layer, Wiring
-from isoflop.errors import Fault
-from isoflop.model.attention import AttentionModule
+from isoflop.arch.spec import Dense, Experts, FeedForward, Layer, Wiring
+from isoflop.model.attention import Context, make_attention
 from isoflop.model.experts import ExpertsModule
 from isoflop.model.parts import FeedForwardModule, make_norm
-from isoflop.model.rotary import Rotation
 
 READS_NORMED = (Wiring.PRE, Wiring.SANDWICH)
 ADDS_NORMED = (Wiring.OUTPUT, Wiring.SANDWICH)
@@ -24,11 +22,9 @@ class LayerModule(nn.Module):
 
     def __init__(self, spec: Layer, d_model: int) -> None:
         super().__init__()
-        if not isinstance(spec.attention, Attention):
-            raise Fault(f"the layer {spec.name} should have been refused")
         self.dropout = spec.dropout
         self.residual_scale = spec.residual_scale
-        self.attention = AttentionModule(spec.attention, d_model)
+        self.attention = make_attention(spec.attention, d_model)
         self.feed_forward = make_feed_forward(spec.feed_forward, d_model)
 
     def add(self, x_BTD: Tensor, change_BTD: Tensor) -> Tensor:
@@ -53,8 +49,8 @@ class SequentialLayer(LayerModule):
         self.norm_feed_forward = make_norm(norm_in, d_model)
         self.norm_feed_forward_out = make_norm(norm_out, d_model)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
-        mixed_BTD = self.attention(self.norm_attention(x_BTD), rotation)
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        mixed_BTD = self.attention(self.norm_attention(x_BTD), context)
         x_BTD = self.add(x_BTD, self.norm_attention_out(mixed_BTD))
         fed_BTD = self.feed_forward(self.norm_feed_forward(x_BTD))
         return self.add(x_BTD, self.norm_feed_forward_out(fed_BTD))
@@ -68,8 +64,8 @@ class PostNormLayer(LayerModule):
         self.norm_attention = make_norm(spec.norm, d_model)
         self.norm_feed_forward = make_norm(spec.norm, d_model)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
-        x_BTD = self.norm_attention(self.add(x_BTD, self.attention(x_BTD, rotation)))
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        x_BTD = self.norm_attention(self.add(x_BTD, self.attention(x_BTD, context)))
         y_BTD: Tensor = self.norm_feed_forward(self.add(x_BTD, self.feed_forward(x_BTD)))
         return y_BTD
 
@@ -81,9 +77,9 @@ class ParallelLayer(LayerModule):
         super().__init__(spec, d_model)
         self.norm = make_norm(spec.norm, d_model)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         h_BTD = self.norm(x_BTD)
-        x_BTD = self.add(x_BTD, self.attention(h_BTD, rotation))
+        x_BTD = self.add(x_BTD, self.attention(h_BTD, context))
         return self.add(x_BTD, self.feed_forward(h_BTD))
 
 
@@ -95,9 +91,9 @@ class ParallelTwoNormsLayer(LayerModule):
         self.norm_attention = make_norm(spec.norm, d_model)
         self.norm_feed_forward = make_norm(spec.norm, d_model)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         fed_BTD = self.feed_forward(self.norm_feed_forward(x_BTD))
-        x_BTD = self.add(x_BTD, self.attention(self.norm_attention(x_BTD), rotation))
+        x_BTD = self.add(x_BTD, self.attention(self.norm_attention(x_BTD), context))
         return self.add(x_BTD, fed_BTD)
 
 

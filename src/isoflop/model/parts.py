@@ -37,42 +37,52 @@ class TokenVectors(nn.Embedding):
         """Draw nothing: weights are drawn once, by name, in build.py."""
 
 
-def make_norm(norm: Norm | None, width: int) -> nn.Module:
-    """The module of a spec's norm; no norm passes its input on."""
+def make_norm(norm: Norm | None, *shape: int) -> nn.Module:
+    """The module of a spec's norm over the last axis of `shape`; no norm passes its input on.
+
+    More axes have vectors of their own: [N, H] is a norm of each of N heads.
+    """
     match norm:
         case None:
             return nn.Identity()
         case LayerNorm():
-            return LayerNormModule(norm, width)
+            return LayerNormModule(norm, *shape)
         case RmsNorm():
-            return RmsNormModule(norm, width)
+            return RmsNormModule(norm, *shape)
 
 
 class LayerNormModule(nn.Module):
     """Mean and variance removed; weight and bias where the spec trains them."""
 
-    def __init__(self, norm: LayerNorm, width: int) -> None:
+    def __init__(self, norm: LayerNorm, *shape: int) -> None:
         super().__init__()
         self.eps = norm.eps
-        self.weight = nn.Parameter(torch.empty(width)) if norm.weight else None
-        self.bias = nn.Parameter(torch.empty(width)) if norm.bias else None
+        self.weight = nn.Parameter(torch.empty(shape)) if norm.weight else None
+        self.bias = nn.Parameter(torch.empty(shape)) if norm.bias else None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return F.layer_norm(x_BTD, x_BTD.shape[-1:], self.weight, self.bias, self.eps)
+        vectors = [x for x in (self.weight, self.bias) if x is not None]
+        if all(x.dim() == 1 for x in vectors):
+            return F.layer_norm(x_BTD, x_BTD.shape[-1:], self.weight, self.bias, self.eps)
+        x_BTD = F.layer_norm(x_BTD, x_BTD.shape[-1:], eps=self.eps)
+        x_BTD = x_BTD if self.weight is None else x_BTD * self.weight
+        return x_BTD if self.bias is None else x_BTD + self.bias
 
 
 class RmsNormModule(nn.Module):
     """Root mean square removed; with `unit_offset` the stored weight is 1 less than used."""
 
-    def __init__(self, norm: RmsNorm, width: int) -> None:
+    def __init__(self, norm: RmsNorm, *shape: int) -> None:
         super().__init__()
         self.eps = norm.eps
         self.unit_offset = norm.unit_offset
-        self.weight = nn.Parameter(torch.empty(width))
+        self.weight = nn.Parameter(torch.empty(shape))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         weight = self.weight + 1 if self.unit_offset else self.weight
-        return rms_norm(x_BTD, weight, self.eps)
+        if weight.dim() == 1:
+            return rms_norm(x_BTD, weight, self.eps)
+        return rms_norm(x_BTD, torch.ones_like(weight[0]), self.eps) * weight
 
 
 class EmbeddingModule(nn.Module):
@@ -126,17 +136,25 @@ class LearnedPositions(nn.Module):
 
 
 class SinusoidalPositions(nn.Module):
-    """Sine and cosine in turn, wavelengths from 2 pi to 10,000 * 2 pi (Vaswani 2017, 3.5)."""
+    """Fixed waves of the position."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
 
     def forward(self, positions_T: Tensor) -> Tensor:
-        even = torch.arange(0, self.width, 2, dtype=torch.float64, device=positions_T.device)
-        angles_TP = positions_T.double()[:, None] * 10_000.0 ** (-even / self.width)
-        waves_TD = torch.stack((angles_TP.sin(), angles_TP.cos()), dim=-1).flatten(-2)
-        return waves_TD[:, : self.width]
+        return sinusoids(positions_T, self.width)
+
+
+def sinusoids(positions_T: Tensor, width: int) -> Tensor:
+    """[T, D] in float64: sine and cosine in turn, wavelengths from 2 pi to 10,000 * 2 pi.
+
+    Vaswani 2017 (1706.03762), section 3.5.
+    """
+    even = torch.arange(0, width, 2, dtype=torch.float64, device=positions_T.device)
+    angles_TP = positions_T.double()[:, None] * 10_000.0 ** (-even / width)
+    waves_TD = torch.stack((angles_TP.sin(), angles_TP.cos()), dim=-1).flatten(-2)
+    return waves_TD[:, :width]
 
 
 def hidden_unit(activation: Activation, up_F: Tensor, gate_F: Tensor | None) -> Tensor:
@@ -181,6 +199,14 @@ class FeedForwardModule(nn.Module):
         return y_BTD
 
 
+def make_head(arch: Arch) -> nn.Module:
+    """The head; tied to an embedding of another width than the layers', it projects first."""
+    rows, width = arch.embedding.n_rows, arch.embedding.d_embed
+    if arch.head.tied and width not in (None, arch.d_model):
+        return ProjectedHead(arch.head, rows, arch.d_model, width or arch.d_model)
+    return HeadModule(arch.head, rows, arch.d_model)
+
+
 class HeadModule(nn.Module):
     """Vectors to logits, with a matrix of its own or the embedding's."""
 
@@ -198,4 +224,17 @@ class HeadModule(nn.Module):
             logits_BTV = logits_BTV * self.scale
         if self.softcap is not None:
             logits_BTV = self.softcap * torch.tanh(logits_BTV / self.softcap)
+        return logits_BTV
+
+
+class ProjectedHead(nn.Module):
+    """To the embedding's width, then to logits with its matrix (OPT 350m)."""
+
+    def __init__(self, head: Head, n_rows: int, d_model: int, d_embed: int) -> None:
+        super().__init__()
+        self.project = Linear(d_model, d_embed, bias=False)
+        self.logits = HeadModule(head, n_rows, d_embed)
+
+    def forward(self, x_BTD: Tensor, embedding_VE: Tensor) -> Tensor:
+        logits_BTV: Tensor = self.logits(self.project(x_BTD), embedding_VE)
         return logits_BTV

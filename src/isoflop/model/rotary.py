@@ -6,7 +6,6 @@ Letters: B batch · T tokens · N heads · H d_head · R d_rotary · P rotated p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,42 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isoflop.arch.spec import LinearScaling, Llama3Scaling, Rope
-from isoflop.errors import Fault
+from isoflop.arch.spec import Rope
+from isoflop.model.rope_scaling import amplitude, frequencies
 
 
-def rotary_angles(rope: Rope, d_head: int, positions_T: Tensor) -> Tensor:
+def rotary_angles(rope: Rope, d_head: int, positions_T: Tensor, max_seq_len: int) -> Tensor:
     """The angle of each position and pair, [T, P], in float64.
 
     Single precision would be off by 0.06 radians at position 1,000,000.
     """
-    d_rotary = rope.d_rotary or d_head
-    step_P = torch.arange(0, d_rotary, 2, dtype=torch.float64, device=positions_T.device)
-    frequency_P = _scale(rope, rope.theta ** (-step_P / d_rotary))
+    frequency_P = frequencies(rope, rope.d_rotary or d_head, positions_T, max_seq_len)
     return positions_T.double()[:, None] * frequency_P
-
-
-def _scale(rope: Rope, frequency_P: Tensor) -> Tensor:
-    match rope.scaling:
-        case None:
-            return frequency_P
-        case LinearScaling(factor=factor):
-            return frequency_P / factor
-        case Llama3Scaling() as scaling:
-            return _scale_llama3(scaling, frequency_P)
-        case _:
-            raise Fault(f"no rotary frequencies for {rope.scaling}")
-
-
-def _scale_llama3(scaling: Llama3Scaling, frequency_P: Tensor) -> Tensor:
-    """Llama 3.1: waves that turn often within the original context are kept, rare ones slowed.
-
-    Between `low_freq_factor` and `high_freq_factor` turns the two are mixed.
-    """
-    turns_P = scaling.original_max_seq_len * frequency_P / (2 * math.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept_P = ((turns_P - low) / (high - low)).clamp(0, 1)
-    return frequency_P * (kept_P + (1 - kept_P) / scaling.factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +34,10 @@ class HalfTurn:
     sin: Tensor  # [T, 1, R], its first half negated
 
     @classmethod
-    def of(cls, angles_TP: Tensor, dtype: torch.dtype) -> HalfTurn:
-        cos_TP, sin_TP = angles_TP.cos().to(dtype), angles_TP.sin().to(dtype)
+    def of(cls, angles_TP: Tensor, amplitude: float, dtype: torch.dtype) -> HalfTurn:
+        cos_TP, sin_TP = (
+            (amplitude * wave).to(dtype) for wave in (angles_TP.cos(), angles_TP.sin())
+        )
         cos_TR, sin_TR = torch.cat((cos_TP, cos_TP), -1), torch.cat((-sin_TP, sin_TP), -1)
         return cls(cos_TR[:, None], sin_TR[:, None])
 
@@ -101,14 +77,20 @@ class NeighbourTurn:
     turn: Tensor  # [T, 1, P], complex
 
     @classmethod
-    def of(cls, angles_TP: Tensor, dtype: torch.dtype) -> NeighbourTurn:
-        turn_TP = torch.polar(torch.ones_like(angles_TP), angles_TP)
+    def of(cls, angles_TP: Tensor, amplitude: float, dtype: torch.dtype) -> NeighbourTurn:
+        turn_TP = torch.polar(torch.full_like(angles_TP, amplitude), angles_TP)
         return cls(turn_TP[:, None].to(dtype.to_complex()))
 
     def __call__(self, x_BTNR: Tensor) -> Tensor:
         wide_BTNP2 = torch.unflatten(x_BTNR.to(self.turn.dtype.to_real()), -1, (-1, 2))
-        turned_BTNP = torch.view_as_complex(wide_BTNP2) * self.turn
+        turned_BTNP = torch.view_as_complex(_aligned(wide_BTNP2)) * self.turn
         return torch.view_as_real(turned_BTNP).flatten(-2).to(x_BTNR.dtype)
+
+
+def _aligned(x_BTNP2: Tensor) -> Tensor:
+    """Where complex numbers can lie: a slice of something wider may start at an odd number."""
+    odd = any(step % 2 for step in (x_BTNP2.storage_offset(), *x_BTNP2.stride()[:-1]))
+    return x_BTNP2.clone(memory_format=torch.contiguous_format) if odd else x_BTNP2
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +104,18 @@ class Rotation:
     turn: HalfTurn | NeighbourTurn
 
     @classmethod
-    def of(cls, rope: Rope, d_head: int, positions_T: Tensor, dtype: torch.dtype) -> Rotation:
-        """For queries and keys of `dtype`; turns are kept in at least single precision."""
-        angles_TP = rotary_angles(rope, d_head, positions_T)
+    def of(
+        cls, rope: Rope, d_head: int, positions_T: Tensor, dtype: torch.dtype, max_seq_len: int
+    ) -> Rotation:
+        """For queries and keys of `dtype`; turns are kept in at least single precision.
+
+        `max_seq_len` is the longest text that the model was made for.
+        """
+        angles_TP = rotary_angles(rope, d_head, positions_T, max_seq_len)
         kind = NeighbourTurn if rope.interleaved else HalfTurn
         wide = torch.promote_types(dtype, torch.float32)
-        return cls(rope.d_rotary or d_head, kind.of(angles_TP, wide))
+        size = amplitude(rope.scaling, max_seq_len)
+        return cls(rope.d_rotary or d_head, kind.of(angles_TP, size, wide))
 
     def __call__(self, x_BTNH: Tensor) -> Tensor:
         if self.d_rotary == x_BTNH.shape[-1]:

@@ -200,12 +200,13 @@ def falcon(
 
     Source: Almazrouei 2023 (2311.16867), section 4; tiiuae/falcon-* config.json.
     """
+    d_head = head_size(name, d_model, n_heads)
     layer = Layer(
         attention=Attention(
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
-            d_head=head_size(name, d_model, n_heads),
-            position=Alibi() if alibi else Rope(theta, scaling=scaling),
+            d_head=d_head,
+            position=Alibi(scale=d_head**-0.5) if alibi else Rope(theta, scaling=scaling),
             bias_qkv=bias,
             bias_out=bias,
             dropout=dropout_attention,

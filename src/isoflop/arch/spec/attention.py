@@ -43,8 +43,8 @@ class Chunked:
 class BlockSparse:
     """Local blocks plus every `stride`-th block before (Child 2019, the strided pattern).
 
-    Tokens are cut into blocks of `block`; a query sees its `n_local` latest blocks and,
-    of the earlier ones, each `stride`-th (0: none).
+    Tokens are cut into blocks of `block`; a query sees its `n_local` latest blocks and, of the
+    earlier ones, those a multiple of `stride` blocks away (0: none).
     """
 
     block: int
@@ -153,6 +153,8 @@ class LatentAttention:
             rules.size("d_q_latent")
         if not rules.broken:
             rules.must("d_head_rope", "is even: it is rotated in pairs", self.d_head_rope % 2 == 0)
+            rules.must("position.d_rotary", "is None: all of d_head_rope is rotated",
+                       self.position.d_rotary is None)  # fmt: skip
             check_scaling(rules, self.position.scaling, self.d_head_rope)
         rules.close()
 

@@ -105,7 +105,7 @@ class LongRopeScaling:
     kind: Literal["longrope"] = "longrope"
 
     def __post_init__(self) -> None:
-        rules = Rules(self).size("original_max_seq_len")
+        rules = Rules(self).size("original_max_seq_len", least=2)  # its logarithm divides
         rules.must("long_factor", "has as many factors as short_factor",
                    len(self.long_factor) == len(self.short_factor))  # fmt: skip
         rules.close()
@@ -131,6 +131,9 @@ class Rope:
 
     def __post_init__(self) -> None:
         rules = Rules(self).real("theta", least=1)
+        if isinstance(self.scaling, YarnScaling) and not rules.broken:
+            rules.must("theta", "exceeds 1 with yarn, whose ramp divides by its logarithm",
+                       self.theta > 1)  # fmt: skip
         if self.d_rotary is not None:
             rules.size("d_rotary")
             if not rules.broken:
@@ -140,9 +143,16 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class Alibi:
-    """A penalty per head that grows linearly with distance (Press 2021)."""
+    """A penalty per head that grows linearly with distance (Press 2021).
 
+    `scale` multiplies the paper's slopes (Falcon's are divided by sqrt(H) with the scores).
+    """
+
+    scale: float = 1.0
     kind: Literal["alibi"] = "alibi"
+
+    def __post_init__(self) -> None:
+        Rules(self).real("scale", above=0).close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,11 @@ def _told_positions(ground: Ground, spec: Attention, N: Expr, H: Expr) -> list[P
         case RelativeProjection():
             into, heads = ("model", ground.D), ("heads", N * H)
             vectors = (Weight("u", (heads,)), Weight("v", (heads,)))
-            parts.append(linear(ground, "distances", into, heads, bias=False, rows=ground.S))
+            # Sines and cosines are constants: the map's weights have a gradient, its input none.
+            waves = linear(
+                ground, "distances", into, heads, bias=False, rows=ground.S, input_fixed=True
+            )
+            parts.append(waves)
             parts.append(Part("distance_biases", vectors))
     if spec.sinks:
         parts.append(Part("sinks", (Weight("weight", (("heads", N),)),)))

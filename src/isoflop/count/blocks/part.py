@@ -128,11 +128,16 @@ def linear(
     bias: bool,
     rows: Expr | None = None,
     keep_input: bool = True,
+    input_fixed: bool = False,
 ) -> Part:
-    """A matrix with an optional bias; the input is kept unless a sibling keeps the same one."""
+    """A matrix with an optional bias; the input is kept unless a sibling keeps the same one.
+
+    `input_fixed`: the input depends on no weight.
+    """
     rows = ground.tokens if rows is None else rows
     weights = [Weight("weight", (into, out))]
     if bias:
         weights.append(Weight("bias", (out,)))
     saved = (Saved("input", rows * into[1], axis=into[0]),) if keep_input else ()
-    return Part(name, tuple(weights), Matmul(rows, into[1], out[1], bias=bias), saved)
+    operator = Matmul(rows, into[1], out[1], bias=bias, input_fixed=input_fixed)
+    return Part(name, tuple(weights), operator, saved)

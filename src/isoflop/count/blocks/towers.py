@@ -82,7 +82,13 @@ def vision_part(ground: Ground, tower: VisionTower, images: Expr) -> Part:
     rows = inside.B * patches
     parts = [
         linear(
-            inside, "patches", ("patch", pixels), ("model", width), bias=tower.patch_bias, rows=rows
+            inside,
+            "patches",
+            ("patch", pixels),
+            ("model", width),
+            bias=tower.patch_bias,
+            rows=rows,
+            input_fixed=True,
         ),
         *_token_parts(inside, tower, length),
         *([] if tower.pre_norm is None else [norm_part(inside, "pre_norm", tower.pre_norm)]),

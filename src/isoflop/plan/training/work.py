@@ -12,6 +12,7 @@ from isoflop.count import (
     Precision,
     TrainingState,
     Workload,
+    flops_backward,
     flops_forward,
     params,
 )
@@ -104,13 +105,15 @@ class Work:
         if self.convention == "6nd":
             each = 2 * self._weights_met()
             forward = leaf("forward", "flops", each, source="2 N per token")
+            backward = replace(forward, name="backward", times=number(BACKWARD))
             repeated = replace(forward, name="recompute")
         else:
             work = self.batch(1, causal_skip=self.convention == "causal")
             forward = replace(flops_forward(self.arch, work), name="forward")
+            backward = replace(flops_backward(self.arch, work), name="backward")
             repeated = branch("recompute", "flops", _layers(self.arch, forward))
             times = times / work.T
-        steps = [forward, replace(forward, name="backward", times=number(BACKWARD))]
+        steps = [forward, backward]
         return branch("flops", "flops", [*steps, repeated] if again else steps, times=times)
 
 

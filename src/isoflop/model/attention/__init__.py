@@ -1,0 +1,28 @@
+"""A layer's attention, by its spec; context.py is what a forward pass tells it."""
+
+from isoflop.arch.spec import Attention, LatentAttention, RelativeProjection
+from isoflop.model.attention.context import Context, contexts
+from isoflop.model.attention.grouped import AttentionModule, RelativeAttentionModule
+from isoflop.model.attention.latent import LatentAttentionModule
+
+__all__ = [
+    "AttentionModule",
+    "Context",
+    "LatentAttentionModule",
+    "RelativeAttentionModule",
+    "contexts",
+    "make_attention",
+]
+
+
+def make_attention(
+    spec: Attention | LatentAttention, d_model: int
+) -> AttentionModule | LatentAttentionModule:
+    """The module of a layer's attention."""
+    match spec:
+        case LatentAttention():
+            return LatentAttentionModule(spec, d_model)
+        case Attention(position=RelativeProjection()):
+            return RelativeAttentionModule(spec, d_model)
+        case Attention():
+            return AttentionModule(spec, d_model)
