@@ -510,7 +510,7 @@ def test_every_unsupported_field_is_named_with_what_is_supported():
         build(replace(LLAMA, layers=layers))
     rules = {problem.field: problem.rule for problem in caught.value.problems}
     assert rules == {
-        "layers.a.attention.position": "is rope or None",
+        "layers.a.attention.position": "is rope, relative_bias or None",
         "layers.a.attention.span": "is full or window",
         "layers.a.attention.sinks": "is False",
         "layers.b.attention.position.scaling": "is linear, llama3 or None",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,11 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from isoflop.arch import Arch
 from isoflop.count import Precision, Workload, bytes_weights, flops_forward, params
 from isoflop.count.flops import BACKWARD
-from isoflop.model import build
+from isoflop.model import EncoderDecoder, build
 from isoflop.quantity import Node
 
-#: Shapes are what is compared, not speed: a few tokens show every product.
-BATCH, SEQ_LEN = 2, 32
+#: Shapes are what is compared, not speed: a few tokens show every product. An encoder reads
+#: more of them than a decoder, so that neither is taken for the other.
+BATCH, SEQ_LEN, SOURCE_LEN = 2, 32, 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def agree(arch: Arch) -> tuple[Row, ...]:
         InputError: the model cannot be built yet.
     """
     module = build(arch, device="meta")
-    work = Workload.train(BATCH, min(SEQ_LEN, arch.max_seq_len))
+    work = sample_of(arch)
     forward, backward = count_flops(module, arch, work)
     tree = flops_forward(arch, work)
     return (
@@ -67,6 +68,14 @@ def agree(arch: Arch) -> tuple[Row, ...]:
         *_rows("flops", leaf_values(tree), forward),
         Row("flops_backward", int(BACKWARD * tree.value), backward),
     )
+
+
+def sample_of(arch: Arch) -> Workload:
+    """The work that both sides are held to."""
+    work = Workload.train(BATCH, min(SEQ_LEN, arch.max_seq_len))
+    if arch.encoder is None:
+        return work
+    return replace(work, source_len=min(SOURCE_LEN, arch.encoder.max_seq_len))
 
 
 def _rows(quantity: str, derived: dict[str, int], built: dict[str, int]) -> Iterator[Row]:
@@ -88,10 +97,13 @@ def tree_path(name: str, arch: Arch) -> str:
     >>> tree_path("layers.1.attention.q", tiny)
     'layer/attention/q'
     """
-    parts = name.split(".")
+    tower, layers = "", arch.layers
+    if arch.encoder is not None and name.startswith("encoder."):
+        tower, layers = "encoder/", arch.encoder.layers
+    parts = name[len(tower) :].split(".")
     if parts[0] == "layers" and len(parts) > 1:
-        parts = [arch.layers[int(parts[1])].name, *parts[2:]]
-    return "/".join(parts)
+        parts = [layers[int(parts[1])].name, *parts[2:]]
+    return tower + "/".join(parts)
 
 
 def module_sizes(module: nn.Module, arch: Arch, each: int) -> dict[str, int]:
@@ -107,14 +119,23 @@ def count_flops(module: nn.Module, arch: Arch, work: Workload) -> tuple[dict[str
 
     The math backend is forced: fused kernels on a CPU report no FLOPs at all.
     """
-    tokens = torch.zeros(work.batch, work.seq_len, dtype=torch.int64, device="meta")
+    inputs = inputs_for(module, work)
     module.eval()
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
-            loss = module.loss(tokens, tokens)  # type: ignore[operator]
+            loss = module.loss(*inputs)  # type: ignore[operator]
         with FlopCounterMode(display=False) as backward:
             loss.backward()
     return by_path(forward, module, arch), backward.get_total_flops()
+
+
+def inputs_for(module: nn.Module, work: Workload) -> tuple[Any, ...]:
+    """What `loss` takes, on the meta device: tokens and targets, and what is read beside them."""
+    tokens = torch.zeros(work.batch, work.seq_len, dtype=torch.int64, device="meta")
+    if isinstance(module, EncoderDecoder):
+        source = tokens.new_zeros(work.batch, int(work.source.value))
+        return source, tokens, tokens
+    return tokens, tokens
 
 
 def by_path(counter: FlopCounterMode, module: nn.Module, arch: Arch) -> dict[str, int]:
@@ -131,7 +152,7 @@ def by_path(counter: FlopCounterMode, module: nn.Module, arch: Arch) -> dict[str
         inside = sum(v for child, v in totals.items() if child and parent_in(child, totals) == name)
         path = tree_path(name, arch)
         # Scores and weighted values are the attention module's own work.
-        path = f"{path}/core" if path.endswith("attention") else path
+        path = f"{path}/core" if path.endswith(("/attention", "/cross")) else path
         own[path] += value - inside
     return {path: value for path, value in own.items() if value}
 

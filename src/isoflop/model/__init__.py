@@ -1,10 +1,13 @@
-"""The decoder that an `Arch` describes, in plain single-device PyTorch.
+"""The model that an `Arch` describes, in plain single-device PyTorch.
 
-parts.py, rms_norm.py, rotary.py and attention.py hold the pieces, layer.py wires them,
-decoder.py stacks them, support.py says what is refused, build.py initialises.
+parts.py, rms_norm.py, rotary.py, relative_bias.py and attention.py hold the pieces, layer.py
+wires them, decoder.py and encoder_decoder.py stack them, support.py says what is refused,
+build.py initialises.
 """
 
-from isoflop.model.build import build, initialise
+from isoflop.model.attention import KeysValues
+from isoflop.model.build import build, build_decoder, initialise
 from isoflop.model.decoder import Decoder
+from isoflop.model.encoder_decoder import EncoderDecoder
 
-__all__ = ["Decoder", "build", "initialise"]
+__all__ = ["Decoder", "EncoderDecoder", "KeysValues", "build", "build_decoder", "initialise"]

@@ -12,11 +12,14 @@ from isoflop.arch.spec import (
     Layer,
     LinearScaling,
     Llama3Scaling,
+    RelativeBias,
     Rope,
     Window,
 )
 from isoflop.errors import InputError, Problem
+from isoflop.model.encoder_decoder import encoder_decoder_problems
 from isoflop.model.parts import ACTIVATIONS
+from isoflop.model.relative_bias import relative_bias_problems
 
 
 def check_supported(arch: Arch) -> None:
@@ -26,15 +29,35 @@ def check_supported(arch: Arch) -> None:
         InputError: each unsupported field, and what is supported there.
     """
     problems = list(_whole(arch))
-    for layer in arch.kinds.values():
-        problems += _layer(layer)
+    for place, layers, both_ways in _stacks(arch):
+        for layer in dict.fromkeys(layers):
+            problems += _layer(f"{place}.{layer.name}", layer, both_ways=both_ways)
+        problems += relative_bias_problems(place, layers, both_ways=both_ways)
+    if arch.encoder is not None:
+        problems += encoder_decoder_problems(arch, arch.encoder)
     if problems:
         raise InputError(arch.name, problems)
 
 
-def _whole(arch: Arch) -> Iterator[Problem]:
+def decoder_problems(arch: Arch) -> list[Problem]:
+    """What feeds a model beside text, where text alone goes in."""
+    towers = {"arch.encoder": arch.encoder, "arch.vision": arch.vision}
+    hint = f"{arch.name} has one: name a decoder alone"
+    return [
+        Problem(field, type(tower).__name__, "is None where text alone goes in", hint)
+        for field, tower in towers.items()
+        if tower is not None
+    ]
+
+
+def _stacks(arch: Arch) -> Iterator[tuple[str, tuple[Layer, ...], bool]]:
+    """Every stack of layers, what it is called, and whether its tokens see later ones."""
     if arch.encoder is not None:
-        yield Problem("encoder", "Encoder", "is None: decoders are built")
+        yield "encoder.layers", arch.encoder.layers, True
+    yield "layers", arch.layers, False
+
+
+def _whole(arch: Arch) -> Iterator[Problem]:
     if arch.vision is not None:
         yield Problem("vision", "VisionTower", "is None: text models are built")
     width = arch.embedding.d_embed
@@ -43,10 +66,9 @@ def _whole(arch: Arch) -> Iterator[Problem]:
         yield Problem("embedding.d_embed", width, rule)
 
 
-def _layer(layer: Layer) -> Iterator[Problem]:
-    place = f"layers.{layer.name}"
+def _layer(place: str, layer: Layer, *, both_ways: bool) -> Iterator[Problem]:
     if layer.cross is not None:
-        yield Problem(f"{place}.cross", "Attention", "is None: decoders are built")
+        yield from _attention(f"{place}.cross", layer.cross)
     if not isinstance(layer.feed_forward, Dense):
         yield Problem(f"{place}.feed_forward", layer.feed_forward.kind, "is dense")
     elif layer.feed_forward.activation not in ACTIVATIONS:
@@ -54,15 +76,19 @@ def _layer(layer: Layer) -> Iterator[Problem]:
         yield Problem(f"{place}.feed_forward.activation", layer.feed_forward.activation, rule)
     if isinstance(layer.attention, Attention):
         yield from _attention(f"{place}.attention", layer.attention)
+        if both_ways and not isinstance(span := layer.attention.span, Full):
+            rule = "is full where tokens see later ones"
+            yield Problem(f"{place}.attention.span", span.kind, rule)
     else:
         rule = "is attention (multi-head, grouped-query or multi-query)"
         yield Problem(f"{place}.attention", layer.attention.kind, rule)
 
 
 def _attention(place: str, attention: Attention) -> Iterator[Problem]:
-    if not isinstance(attention.position, Rope | None):
-        yield Problem(f"{place}.position", attention.position.kind, "is rope or None")
-    elif attention.position is not None:
+    if not isinstance(attention.position, Rope | RelativeBias | None):
+        rule = "is rope, relative_bias or None"
+        yield Problem(f"{place}.position", attention.position.kind, rule)
+    elif isinstance(attention.position, Rope):
         scaling = attention.position.scaling
         if not isinstance(scaling, LinearScaling | Llama3Scaling | None):
             rule = "is linear, llama3 or None"
