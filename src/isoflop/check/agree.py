@@ -17,9 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.arch import Arch
+from isoflop.arch.spec import Encoder, VisionTower
 from isoflop.count import Precision, Workload, bytes_weights, flops_forward, params
-from isoflop.count.flops import BACKWARD
-from isoflop.model import EncoderDecoder, build
+from isoflop.count.flops import flops_backward
+from isoflop.model import EncoderDecoder, Images, VisionDecoder, build
 from isoflop.quantity import Node
 
 #: Shapes are what is compared, not speed: a few tokens show every product. An encoder reads
@@ -66,16 +67,19 @@ def agree(arch: Arch) -> tuple[Row, ...]:
             module_sizes(module, arch, each=4),
         ),
         *_rows("flops", leaf_values(tree), forward),
-        Row("flops_backward", int(BACKWARD * tree.value), backward),
+        Row("flops_backward", int(flops_backward(arch, work).value), backward),
     )
 
 
 def sample_of(arch: Arch) -> Workload:
     """The work that both sides are held to."""
     work = Workload.train(BATCH, min(SEQ_LEN, arch.max_seq_len))
-    if arch.encoder is None:
-        return work
-    return replace(work, source_len=min(SOURCE_LEN, arch.encoder.max_seq_len))
+    if arch.encoder is not None:
+        return replace(work, source_len=min(SOURCE_LEN, arch.encoder.max_seq_len))
+    if arch.vision is not None:  # an image's tokens are among those of a sequence
+        n_patches = (arch.vision.image // arch.vision.patch) ** 2
+        return Workload.train(BATCH, n_patches + min(SEQ_LEN, arch.max_seq_len))
+    return work
 
 
 def _rows(quantity: str, derived: dict[str, int], built: dict[str, int]) -> Iterator[Row]:
@@ -97,13 +101,24 @@ def tree_path(name: str, arch: Arch) -> str:
     >>> tree_path("layers.1.attention.q", tiny)
     'layer/attention/q'
     """
-    tower, layers = "", arch.layers
-    if arch.encoder is not None and name.startswith("encoder."):
-        tower, layers = "encoder/", arch.encoder.layers
-    parts = name[len(tower) :].split(".")
-    if parts[0] == "layers" and len(parts) > 1:
+    parts = name.split(".")
+    towers: dict[str, Encoder | VisionTower | None] = {"encoder": arch.encoder, "vision": arch.vision}  # fmt: skip
+    tower = towers.get(parts[0])
+    under, layers = ([], arch.layers) if tower is None else ([parts.pop(0)], tower.layers)
+    if parts and isinstance(tower, VisionTower) and _is_unread(tower, parts):
+        under.append("unread")
+    if parts and parts[0] == "layers" and len(parts) > 1:
         parts = [layers[int(parts[1])].name, *parts[2:]]
-    return tower + "/".join(parts)
+    return "/".join([*under, *parts])
+
+
+def _is_unread(tower: VisionTower, parts: list[str]) -> bool:
+    """Whether a part of a tower stands behind what the projector reads."""
+    if tower.feature_layer is None:
+        return False
+    if parts[0] == "layers" and len(parts) > 1:
+        return int(parts[1]) >= tower.feature_layer
+    return parts[0] == "final_norm"
 
 
 def module_sizes(module: nn.Module, arch: Arch, each: int) -> dict[str, int]:
@@ -135,6 +150,11 @@ def inputs_for(module: nn.Module, work: Workload) -> tuple[Any, ...]:
     if isinstance(module, EncoderDecoder):
         source = tokens.new_zeros(work.batch, int(work.source.value))
         return source, tokens, tokens
+    if isinstance(module, VisionDecoder):
+        spec = module.vision.spec
+        shape = (work.batch * work.images, spec.channels, spec.image, spec.image)
+        pixels = torch.zeros(shape, device="meta")
+        return tokens, tokens, Images(pixels, tokens.bool())
     return tokens, tokens
 
 

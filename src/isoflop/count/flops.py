@@ -34,6 +34,20 @@ def flops_forward(arch: Arch, workload: Workload) -> Node:
     return _fold(describe(arch, workload), "flops_forward")
 
 
+def flops_backward(arch: Arch, workload: Workload) -> Expr:
+    """FLOPs of one backward pass; an image's pixels are data, of which no gradient is taken.
+
+    >>> from isoflop.arch import gpt
+    >>> gpt2 = gpt("gpt2", d_model=768, n_layers=12, n_heads=12, vocab_size=50257, max_seq_len=1024)
+    >>> flops_backward(gpt2, Workload.train(batch=1, seq_len=1024)).value
+    583296614400
+    """
+    forward = flops_forward(arch, workload)
+    if arch.vision is None or not workload.whole:
+        return BACKWARD * forward.total
+    return BACKWARD * forward.total - forward.find("vision/patches").total
+
+
 def flops_prefill(arch: Arch, batch: int, prompt: int, *, causal_skip: bool = False) -> Node:
     """FLOPs of reading `batch` prompts: as forward, but logits of the last position only.
 
@@ -86,7 +100,7 @@ def flops_training(arch: Arch, workload: Workload, recompute: Recompute = "none"
     (Korthikanti 2022, 2205.05198, appendix A), as flash attention's backward does by itself.
     """
     forward = flops_forward(arch, workload)
-    steps = (1 + BACKWARD) * forward.total
+    steps = forward.total + flops_backward(arch, workload)
     match recompute:
         case "none":
             return steps

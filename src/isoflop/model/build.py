@@ -15,6 +15,7 @@ from isoflop.model.encoder_decoder import EncoderDecoder
 from isoflop.model.layer import LayerModule
 from isoflop.model.parts import RmsNormModule
 from isoflop.model.support import check_supported, decoder_problems
+from isoflop.model.vision import ClassToken, VisionDecoder
 
 #: Radford 2019 (GPT-2): every matrix is drawn with this standard deviation.
 STANDARD_DEVIATION = 0.02
@@ -39,7 +40,7 @@ def build(
     """
     check_supported(arch)
     with torch.device("meta"):
-        model = (Decoder if arch.encoder is None else EncoderDecoder)(arch).to(dtype)
+        model = _class_of(arch)(arch).to(dtype)
     if torch.device(device).type == "meta":
         return model
     for module in model.modules():
@@ -48,6 +49,12 @@ def build(
             setattr(module, name, torch.nn.Parameter(empty))
     initialise(model, seed)
     return model
+
+
+def _class_of(arch: Arch) -> type[Decoder | EncoderDecoder]:
+    if arch.encoder is not None:
+        return EncoderDecoder
+    return Decoder if arch.vision is None else VisionDecoder
 
 
 def build_decoder(
@@ -88,6 +95,8 @@ def initialise(model: nn.Module, seed: int = 0) -> None:
                 )
                 residual = blocks[stack_of(module_name)] ** -0.5 if writes else 1.0
                 _draw(weight, path, seed, STANDARD_DEVIATION * residual)
+            elif isinstance(module, ClassToken):
+                _draw(weight, path, seed, STANDARD_DEVIATION)
             elif name == "bias" or (isinstance(module, RmsNormModule) and module.unit_offset):
                 weight.zero_()
             else:

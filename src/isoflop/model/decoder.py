@@ -41,7 +41,10 @@ class Decoder(nn.Module):
         Raises:
             InputError: more tokens than there are learned positions.
         """
-        x_BTD = self._embed(tokens_BT)
+        return self.logits(self._embed(tokens_BT))
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Logits [B, T, V] from embedded tokens."""
         rotations, bias = self._rotations(x_BTD), stack_bias(self.relative_bias, x_BTD.shape[1])
         for spec, layer in zip(self.arch.layers, self.layers, strict=True):
             x_BTD = layer(x_BTD, rotations[spec.name], bias)

@@ -20,6 +20,7 @@ from isoflop.errors import InputError, Problem
 from isoflop.model.encoder_decoder import encoder_decoder_problems
 from isoflop.model.parts import ACTIVATIONS
 from isoflop.model.relative_bias import relative_bias_problems
+from isoflop.model.vision import vision_problems
 
 
 def check_supported(arch: Arch) -> None:
@@ -35,6 +36,8 @@ def check_supported(arch: Arch) -> None:
         problems += relative_bias_problems(place, layers, both_ways=both_ways)
     if arch.encoder is not None:
         problems += encoder_decoder_problems(arch, arch.encoder)
+    if arch.vision is not None:
+        problems += vision_problems(arch, arch.vision)
     if problems:
         raise InputError(arch.name, problems)
 
@@ -54,12 +57,14 @@ def _stacks(arch: Arch) -> Iterator[tuple[str, tuple[Layer, ...], bool]]:
     """Every stack of layers, what it is called, and whether its tokens see later ones."""
     if arch.encoder is not None:
         yield "encoder.layers", arch.encoder.layers, True
+    if arch.vision is not None:
+        yield "vision.layers", arch.vision.layers, True
     yield "layers", arch.layers, False
 
 
 def _whole(arch: Arch) -> Iterator[Problem]:
-    if arch.vision is not None:
-        yield Problem("vision", "VisionTower", "is None: text models are built")
+    if arch.vision is not None and arch.encoder is not None:
+        yield Problem("vision", "VisionTower", "is None where there is an encoder")
     width = arch.embedding.d_embed
     if arch.head.tied and width not in (None, arch.d_model):
         rule = f"is d_model={arch.d_model} where the head is tied"

@@ -30,6 +30,12 @@ def stack_parts(
 ) -> Iterator[Part]:
     """The biases that a stack's layers share, then its kinds of layer."""
     yield from _shared_biases(ground, layers)
+    yield from _layer_parts(ground, layers, source)
+
+
+def _layer_parts(
+    ground: Ground, layers: tuple[Layer, ...], source: Source | None = None
+) -> Iterator[Part]:
     kinds = {layer.name: layer for layer in layers}
     for name, layer in kinds.items():
         times = sum(other.name == name for other in layers)
@@ -86,11 +92,31 @@ def vision_part(ground: Ground, tower: VisionTower, images: Expr) -> Part:
         ),
         *_token_parts(inside, tower, length),
         *([] if tower.pre_norm is None else [norm_part(inside, "pre_norm", tower.pre_norm)]),
-        *stack_parts(inside, tower.layers),
-        *([] if tower.final_norm is None else [norm_part(inside, "final_norm", tower.final_norm)]),
+        *_shared_biases(inside, tower.layers),
+        *_layer_parts(inside, tower.layers[: tower.n_run]),
+        *_tower_end(inside, tower),
         _projector(inside, tower, ground.D),
     ]
     return Part("vision", parts=tuple(parts))
+
+
+def _tower_end(ground: Ground, tower: VisionTower) -> Iterator[Part]:
+    """The final norm; where the projector reads an earlier layer, what is stored behind that."""
+    norm = () if tower.final_norm is None else (norm_part(ground, "final_norm", tower.final_norm),)
+    if tower.feature_layer is None:
+        yield from norm
+        return
+    behind = _layer_parts(ground.within("vision_unread"), tower.layers[tower.n_run :])
+    stored = tuple(_stored(part) for part in (*behind, *norm))
+    if stored:
+        yield Part("unread", parts=stored)
+
+
+def _stored(part: Part) -> Part:
+    """The weights of a part that never runs."""
+    parts = tuple(_stored(inner) for inner in part.parts)
+    kept = tuple(inner for inner in parts if inner.weights or inner.parts)
+    return replace(part, operator=None, saved=(), kept_by_some=(), parts=kept)
 
 
 def _token_parts(ground: Ground, tower: VisionTower, length: Expr) -> Iterator[Part]:
