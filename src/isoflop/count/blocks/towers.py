@@ -61,7 +61,8 @@ def _shared_biases(ground: Ground, layers: tuple[Layer, ...]) -> Iterator[Part]:
 def encoder_part(ground: Ground, encoder: Encoder, source: Source, dropout: float) -> Part:
     """The encoder reads `source`, every token every other; it has read it where it is cached.
 
-    `dropout` is that of the embedding, which it shares with the decoder.
+    `dropout` is that of the embedding, which it shares with the decoder; T5 drops as much of
+    what a stack gives as of what it takes (Raffel 2020, 1910.10683, section 2.1).
     """
     read = number(0) if source.cached else source.tokens
     inside = replace(ground.within("encoder"), T=read, S=source.tokens, causal_skip=False)
@@ -73,7 +74,7 @@ def encoder_part(ground: Ground, encoder: Encoder, source: Source, dropout: floa
     if encoder.final_norm is not None:
         parts.append(norm_part(inside, "final_norm", encoder.final_norm))
     # Every decoder layer reads it, and one copy is kept.
-    parts.append(Part("output", saved=(Saved("output", size),)))
+    parts.append(Part("output", saved=(Saved("output", size),), kept_by_some=masks))
     return Part("encoder", parts=tuple(parts))
 
 
