@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from isoflop.arch import Arch, gpt, llama
@@ -153,6 +153,8 @@ def tables(draw: st.DrawFn) -> RelativeBias:
 
 
 @settings(deadline=None)
+@example(RelativeBias(10, 160))  # double precision puts distances 10, 20 and 80 elsewhere
+@example(RelativeBias(9, 128))
 @given(tables())
 def test_buckets_are_those_of_transformers(spec: RelativeBias):
     theirs = transformers.models.t5.modeling_t5.T5Attention._relative_position_bucket

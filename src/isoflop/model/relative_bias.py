@@ -34,8 +34,8 @@ def distance_buckets(distance: Tensor, spec: RelativeBias) -> Tensor:
         first, distance = (distance > 0) * n_buckets, -distance.abs()
     back = (-distance).clamp_min(0)
     exact = n_buckets // 2
-    # Single precision and this order of operations decide the bucket where a logarithm is a
-    # whole number; published weights were trained with them (T5X, Mesh TensorFlow, transformers).
+    # Single precision and this order of operations, which are those of transformers, decide the
+    # bucket where the logarithm is a whole number: distance 20 of (10 buckets, 160) for one.
     share = torch.log(back.clamp_min(1).float() / exact) / math.log(spec.max_distance / exact)
     far = exact + (share * (n_buckets - exact)).long()
     return first + torch.where(back < exact, back, far.clamp_max(n_buckets - 1))
