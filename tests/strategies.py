@@ -224,6 +224,7 @@ def encoders(draw: st.DrawFn) -> Encoder:
 @st.composite
 def visions(draw: st.DrawFn) -> VisionTower:
     patch, merge = draw(st.integers(1, 16)), draw(st.integers(1, 3))
+    layers = draw(stacks())
     projector = Projector(
         n_maps=draw(st.integers(1, 3)),
         bias=draw(st.booleans()),
@@ -234,7 +235,7 @@ def visions(draw: st.DrawFn) -> VisionTower:
     )
     return VisionTower(
         d_model=draw(sizes),
-        layers=draw(stacks()),
+        layers=layers,
         image=patch * merge * draw(st.integers(1, 8)),
         patch=patch,
         class_token=draw(st.booleans()),
@@ -242,6 +243,7 @@ def visions(draw: st.DrawFn) -> VisionTower:
         final_norm=draw(some(norms)),
         positions=draw(st.booleans()),
         projector=projector,
+        feature_layer=draw(some(st.integers(0, len(layers)))),
     )
 
 

@@ -254,6 +254,9 @@ def test_an_encoder_drops_what_it_reads_and_cross_attention_its_scores() -> None
     plain, dropping = (bytes_saved(small_t5(dropout=p), work, Precision.BF16) for p in (0.0, 0.1))
     grown = dropping.find("encoder/tokens").value - plain.find("encoder/tokens").value
     assert grown == 3 * 7 * 8  # a byte for each
+    grown = dropping.find("encoder/output").value - plain.find("encoder/output").value
+    assert grown == 3 * 7 * 8
+    assert dropping.find("output").value == 3 * 5 * 8
     assert dropping.find("layer/residual").value == 3 * 3 * 5 * 8  # after each of three blocks
     eager = bytes_saved(small_t5(), work, Precision.BF16, KERNELS["eager"])
     pairs = eager.find("layer/cross/core").value - plain.find("layer/cross/core").value

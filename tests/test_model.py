@@ -555,9 +555,9 @@ def test_every_unsupported_field_is_named_with_what_is_supported():
         build(replace(LLAMA, layers=layers))
     rules = {problem.field: problem.rule for problem in caught.value.problems}
     assert rules == {
-        "layers.a.attention.position": "is rope, alibi, relative_projection or None",
+        "layers.a.attention.position.bidirectional": "?",
         "layers.b.attention.logit_softcap": "is None where distances are scored too",
         "layers.d.feed_forward.expert.activation": (
-            "is one of relu, gelu, gelu_tanh, silu, relu_squared where nothing is gated"
+            "is one of relu, gelu, gelu_tanh, gelu_quick, silu, relu_squared where nothing is gated"
         ),
     }

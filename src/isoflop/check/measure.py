@@ -25,7 +25,7 @@ from isoflop.check.kernels import point_of
 from isoflop.check.process import fork_server
 from isoflop.check.trace import trace
 from isoflop.errors import Fault
-from isoflop.model import build
+from isoflop.model import build_decoder
 from isoflop.train.allocator import keep_freed_memory
 from isoflop.train.data import Batches
 from isoflop.train.optim import Optimizer, adamw
@@ -202,7 +202,7 @@ class Step:
     """The trainer's step on random bytes: what a batch says does not change what it costs."""
 
     def __init__(self, task: Task) -> None:
-        self.model: nn.Module = build(task.arch)
+        self.model: nn.Module = build_decoder(task.arch)
         recipe = Recipe(
             seq_len=task.seq_len, batch_size=task.batch, steps=10**9, learning_rate=1e-4
         )

@@ -133,8 +133,9 @@ def describe_arch(arch: Arch) -> str:
         f"  embedding     {_words(arch.embedding)}",
     ]
     if vision is not None:
+        read = "" if vision.feature_layer is None else f", read after layer {vision.feature_layer}"
         lines.append(f"  vision        {vision.image} x {vision.image} pixels in patches of "
-                     f"{vision.patch} x {vision.patch}, d_model {vision.d_model}")  # fmt: skip
+                     f"{vision.patch} x {vision.patch}, d_model {vision.d_model}{read}")  # fmt: skip
         lines += _blocks(vision.layers, "vision/")
     if encoder is not None:
         lines += _blocks(encoder.layers, "encoder/")

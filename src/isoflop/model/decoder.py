@@ -10,14 +10,14 @@ Letters: B batch · T tokens · D d_model · V vocab_size.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.arch.spec import Arch, Learned
 from isoflop.errors import InputError, Problem
 from isoflop.model.attention import contexts
 from isoflop.model.layer import make_layer
-from isoflop.model.parts import EmbeddingModule, make_head, make_norm
+from isoflop.model.parts import EmbeddingModule, make_head, make_norm, mean_loss
+from isoflop.model.relative_bias import make_relative_bias, stack_bias
 
 
 class Decoder(nn.Module):
@@ -30,6 +30,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.arch = arch
         self.embedding = EmbeddingModule(arch)
+        self.relative_bias = make_relative_bias(arch.layers)
         self.layers = nn.ModuleList(make_layer(layer, arch.d_model) for layer in arch.layers)
         self.final_norm = make_norm(arch.final_norm, arch.d_model)
         self.head = make_head(arch)
@@ -40,8 +41,11 @@ class Decoder(nn.Module):
         Raises:
             InputError: more tokens than there are learned positions.
         """
-        x_BTD = self._embed(tokens_BT)
-        told = contexts(self.arch, x_BTD)
+        return self.logits(self._embed(tokens_BT))
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Logits [B, T, V] from embedded tokens."""
+        told = contexts(self.arch, x_BTD, stack_bias(self.relative_bias, x_BTD.shape[1]))
         for spec, layer in zip(self.arch.layers, self.layers, strict=True):
             x_BTD = layer(x_BTD, told[spec.name])
         x_BTD = self.final_norm(x_BTD)
@@ -53,9 +57,7 @@ class Decoder(nn.Module):
 
         A target of -100 is left out of the mean.
         """
-        logits_BTV = self(tokens_BT)
-        wide = torch.promote_types(logits_BTV.dtype, torch.float32)
-        return F.cross_entropy(logits_BTV.flatten(0, 1).to(wide), targets_BT.flatten())
+        return mean_loss(self(tokens_BT), targets_BT)
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         n_tokens, learned = tokens_BT.shape[-1], self.arch.embedding.position

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from isoflop.errors import UnknownName
 from isoflop.model.attention.grouped import DistanceBiases, SinkLogits
-from isoflop.model.decoder import Decoder
 from isoflop.model.experts import Router
+from isoflop.model.layer import LayerModule
 from isoflop.model.parts import (
     HeadModule,
     LayerNormModule,
@@ -20,11 +21,27 @@ from isoflop.model.parts import (
     RmsNormModule,
     TokenVectors,
 )
+from isoflop.model.relative_bias import RelativeBiasModule
+from isoflop.model.vision import ClassToken
 
 #: What has one axis that grows with the width of a model (Yang 2022, 2203.03466, section 4).
-VECTORS = (TokenVectors, LearnedPositions, HeadModule, DistanceBiases, SinkLogits)
+VECTORS = (
+    TokenVectors,
+    LearnedPositions,
+    HeadModule,
+    DistanceBiases,
+    SinkLogits,
+    RelativeBiasModule,
+    ClassToken,
+)
 #: What these give is added to the residual stream.
-WRITE_TO_STREAM = (".attention.out", ".feed_forward.down", ".experts.down", ".shared.down")
+WRITE_TO_STREAM = (
+    ".attention.out",
+    ".cross.out",
+    ".feed_forward.down",
+    ".experts.down",
+    ".shared.down",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +81,7 @@ INITIAL: dict[str, Initial] = {"gpt2": Normal(), "megatron": Normal(), "mup": Ma
 
 
 @torch.no_grad()
-def initialise(decoder: Decoder, seed: int = 0, init: InitialName | Initial = "gpt2") -> None:
+def initialise(model: nn.Module, seed: int = 0, init: InitialName | Initial = "gpt2") -> None:
     """Draw every weight afresh: biases and score corrections 0, norms 1, all else normal as `init` says.
 
     A tensor's draw depends on `seed` and its name alone: not on the device, the number of
@@ -74,11 +91,12 @@ def initialise(decoder: Decoder, seed: int = 0, init: InitialName | Initial = "g
         UnknownName: no initialisation of that name.
     """
     how = init if isinstance(init, Initial) else initial(init)
-    for module_name, module in decoder.named_modules():
+    blocks = _blocks(model)
+    for module_name, module in model.named_modules():
         if isinstance(module, Router) and module.correction is not None:
             module.correction.zero_()
         writes = module_name.endswith(WRITE_TO_STREAM)
-        n_writing = 2 * len(decoder.layers) if writes else None
+        n_writing = blocks[stack_of(module_name)] if writes else None
         for name, weight in module.named_parameters(recurse=False):
             if name == "bias":
                 weight.zero_()
@@ -87,6 +105,24 @@ def initialise(decoder: Decoder, seed: int = 0, init: InitialName | Initial = "g
             else:
                 deviation = how.of(module, weight, n_writing)
                 _draw(weight, f"{module_name}.{name}", seed, deviation)
+
+
+def _blocks(model: nn.Module) -> dict[str, int]:
+    """How many blocks write to the residual stream of each stack of layers."""
+    count: dict[str, int] = defaultdict(int)
+    for name, layer in model.named_modules():
+        if isinstance(layer, LayerModule):
+            count[stack_of(name)] += layer.n_blocks
+    return count
+
+
+def stack_of(name: str) -> str:
+    """The stack that a module inside it belongs to.
+
+    >>> stack_of("encoder.layers.3.attention.out")
+    'encoder.layers'
+    """
+    return f"{name.partition('layers.')[0]}layers"
 
 
 def initial(name: str) -> Initial:

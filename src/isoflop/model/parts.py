@@ -18,6 +18,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_quick": lambda x: x * torch.sigmoid(1.702 * x),
     "silu": F.silu,
     "relu_squared": lambda x: F.relu(x).square(),
 }
@@ -238,3 +239,12 @@ class ProjectedHead(nn.Module):
     def forward(self, x_BTD: Tensor, embedding_VE: Tensor) -> Tensor:
         logits_BTV: Tensor = self.logits(self.project(x_BTD), embedding_VE)
         return logits_BTV
+
+
+def mean_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Mean cross entropy in nats per token, in at least single precision.
+
+    A target of -100 is left out of the mean.
+    """
+    wide = torch.promote_types(logits_BTV.dtype, torch.float32)
+    return F.cross_entropy(logits_BTV.flatten(0, 1).to(wide), targets_BT.flatten())

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from isoflop.arch.spec import (
+    Alibi,
     Arch,
     Attention,
     Dense,
     Experts,
     FeedForward,
+    Full,
     LatentAttention,
     Layer,
-    RelativeBias,
     RelativeProjection,
 )
 from isoflop.errors import InputError, Problem
+from isoflop.model.encoder_decoder import encoder_decoder_problems
 from isoflop.model.parts import ACTIVATIONS
+from isoflop.model.relative_bias import relative_bias_problems
+from isoflop.model.vision import vision_problems
 
 
 def check_supported(arch: Arch) -> None:
@@ -26,25 +30,62 @@ def check_supported(arch: Arch) -> None:
         InputError: each unsupported field, and what is supported there.
     """
     problems = list(_whole(arch))
-    for layer in arch.kinds.values():
-        problems += _layer(layer)
+    for place, layers, both_ways in _stacks(arch):
+        for layer in dict.fromkeys(layers):
+            problems += _layer(f"{place}.{layer.name}", layer, both_ways=both_ways)
+        problems += relative_bias_problems(place, layers, both_ways=both_ways)
+    if arch.encoder is not None:
+        problems += encoder_decoder_problems(arch, arch.encoder)
+    if arch.vision is not None:
+        problems += vision_problems(arch, arch.vision)
     if problems:
         raise InputError(arch.name, problems)
 
 
-def _whole(arch: Arch) -> Iterator[Problem]:
+def decoder_problems(arch: Arch) -> list[Problem]:
+    """What feeds a model beside text, where text alone goes in."""
+    towers = {"arch.encoder": arch.encoder, "arch.vision": arch.vision}
+    hint = f"{arch.name} has one: name a decoder alone"
+    return [
+        Problem(field, type(tower).__name__, "is None where text alone goes in", hint)
+        for field, tower in towers.items()
+        if tower is not None
+    ]
+
+
+def _stacks(arch: Arch) -> Iterator[tuple[str, tuple[Layer, ...], bool]]:
+    """Every stack of layers, what it is called, and whether its tokens see later ones."""
     if arch.encoder is not None:
-        yield Problem("encoder", "Encoder", "is None: decoders are built")
+        yield "encoder.layers", arch.encoder.layers, True
     if arch.vision is not None:
-        yield Problem("vision", "VisionTower", "is None: text models are built")
+        yield "vision.layers", arch.vision.layers, True
+    yield "layers", arch.layers, False
 
 
-def _layer(layer: Layer) -> Iterator[Problem]:
-    place = f"layers.{layer.name}"
+def _whole(arch: Arch) -> Iterator[Problem]:
+    if arch.vision is not None and arch.encoder is not None:
+        yield Problem("vision", "VisionTower", "is None where there is an encoder")
+
+
+def _layer(place: str, layer: Layer, *, both_ways: bool) -> Iterator[Problem]:
     if layer.cross is not None:
-        yield Problem(f"{place}.cross", "Attention", "is None: decoders are built")
+        yield from _attention(f"{place}.cross", layer.cross)
     yield from _feed_forward(f"{place}.feed_forward", layer.feed_forward)
     yield from _attention(f"{place}.attention", layer.attention)
+    if both_ways:
+        yield from _both_ways(f"{place}.attention", layer.attention)
+
+
+def _both_ways(place: str, attention: Attention | LatentAttention) -> Iterator[Problem]:
+    """What is built for tokens that see earlier ones alone."""
+    if isinstance(attention, LatentAttention):
+        yield Problem(place, attention.kind, "is attention where tokens see later ones")
+        return
+    if not isinstance(attention.span, Full):
+        yield Problem(f"{place}.span", attention.span.kind, "is full where tokens see later ones")
+    if isinstance(position := attention.position, Alibi | RelativeProjection):
+        rule = "is rope, relative_bias or None where tokens see later ones"
+        yield Problem(f"{place}.position", position.kind, rule)
 
 
 def _feed_forward(place: str, feed_forward: FeedForward) -> Iterator[Problem]:
@@ -65,9 +106,6 @@ def _dense(place: str, dense: Dense) -> Iterator[Problem]:
 
 
 def _attention(place: str, attention: Attention | LatentAttention) -> Iterator[Problem]:
-    if isinstance(attention.position, RelativeBias):
-        rule = "is rope, alibi, relative_projection or None"
-        yield Problem(f"{place}.position", attention.position.kind, rule)
     if isinstance(attention.position, RelativeProjection) and attention.logit_softcap is not None:
         # A cap would have to hold the sum of both scores, and fused attention adds one later.
         rule = "is None where distances are scored too"

@@ -28,7 +28,8 @@ from torch import Tensor
 from isoflop import __version__
 from isoflop.arch import Arch
 from isoflop.errors import InputError, Problem
-from isoflop.model import build
+from isoflop.model import build_decoder
+from isoflop.model.support import decoder_problems
 from isoflop.runs.run import Manifest, Run, Status, now, read_status
 from isoflop.train import checkpoint
 from isoflop.train.allocator import keep_freed_memory
@@ -140,7 +141,7 @@ class Trainer:
     ) -> None:
         self.run, self.recipe, self.device = run, recipe, device
         self.flops_per_token = flops_per_token
-        self.model = build(arch, device=device, seed=recipe.seed)
+        self.model = build_decoder(arch, device=device, seed=recipe.seed)
         self.optimizer = Optimizer(adamw(self.model, recipe), recipe)
         self.batches = _training(recipe, corpus)
         self.validation = _validation(recipe, corpus)
@@ -297,7 +298,7 @@ def summarize(arch: Arch) -> dict[str, Any]:
 
 def _check(recipe: Recipe, arch: Arch, corpus: ByteCorpus) -> None:
     """Everything that can be known to be wrong before the first step, all at once."""
-    problems = []
+    problems = decoder_problems(arch)
     if arch.vocab_size < VOCAB_SIZE:
         problems.append(
             Problem("vocab_size", arch.vocab_size, f"is at least {VOCAB_SIZE}, the bytes")

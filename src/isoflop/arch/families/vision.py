@@ -41,6 +41,7 @@ def clip(
     eps: float = 1e-5,
     dropout_attention: float = 0.0,
     projector_bias: bool = True,
+    feature_layer: int | None = None,
 ) -> VisionTower:
     """CLIP's vision transformer, with LLaVA's projector behind it.
 
@@ -68,6 +69,7 @@ def clip(
         pre_norm=norm,
         final_norm=norm,
         projector=Projector(bias=projector_bias),
+        feature_layer=feature_layer,
     )
 
 
@@ -138,9 +140,10 @@ def qwen_vision(
 
 
 def llava(name: str, **numbers: Unpack[Numbers]) -> Arch:
-    """LLaVA 1.5: Llama (Vicuna) that reads CLIP ViT-L/14 at 336 pixels.
+    """LLaVA 1.5: Llama (Vicuna) that reads CLIP ViT-L/14 at 336 pixels, less its last layer.
 
     Source: Liu 2023 (2310.03744), section 3.3; llava-hf/llava-1.5-7b-hf config.json.
     """
-    tower = clip(name, d_model=1024, n_layers=24, n_heads=16, d_ff=4096, image=336, patch=14)
+    tower = clip(name, d_model=1024, n_layers=24, n_heads=16, d_ff=4096, image=336, patch=14,
+                 feature_layer=23)  # fmt: skip
     return replace(llama(name, **numbers), vision=tower)

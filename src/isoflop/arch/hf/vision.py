@@ -47,11 +47,10 @@ def _join(name: str, *, text: Arch, vision: VisionTower, tied: bool) -> Arch:
 def _finish(languages: Mapping[str, Family], keys: Config, numbers: Facts) -> None:
     name = keys.where
     numbers["vision"] = _tower(name, keys, numbers.pop("bias"))
-    for harmless in ("image_seq_length", "image_token_index", "image_token_id",
-                     "vision_feature_select_strategy", "projector_hidden_act"):  # fmt: skip
+    for harmless in ("image_seq_length", "image_token_index", "image_token_id"):
         keys.has(harmless)
-    if keys.has("vision_feature_layer") and isinstance(keys.keys["vision_feature_layer"], list):
-        keys.only("vision_feature_layer", -2, "the projector reads one layer")
+    keys.only("vision_feature_select_strategy", "default", "the class token is not projected")
+    keys.only("projector_hidden_act", "gelu", "a GELU stands between the projector's maps")
     inner = keys.inner("text_config")
     family = languages[inner.choice("model_type", {m: m for m in languages}, "llama")]
     inner.has("architectures")
@@ -62,12 +61,22 @@ def _tower(name: str, keys: Config, bias: bool) -> VisionTower:
     table = keys.table("vision_config")
     if table is None:
         keys.defaulted.append("vision_config=CLIP ViT-L/14 at 336 pixels")
-        return clip(name, **_LARGE, projector_bias=bias)
+        return _with_feature_layer(clip(name, **_LARGE, projector_bias=bias), keys)
     table.only("model_type", "clip_vision_model", "the spec has CLIP's tower")
     for unused in ("projection_dim", "vocab_size"):
         table.has(unused)
     said = {key.says: key.read(table, named) for named, key in _CLIP.items()}
-    return clip(name, **said, projector_bias=bias)
+    return _with_feature_layer(clip(name, **said, projector_bias=bias), keys)
+
+
+def _with_feature_layer(tower: VisionTower, keys: Config) -> VisionTower:
+    """Their index counts what the first layer reads as 0; the final norm is not among them."""
+    known, most = keys.has("vision_feature_layer"), len(tower.layers)
+    index = keys.keys["vision_feature_layer"] if known else -2
+    if not isinstance(index, int) or isinstance(index, bool) or not -most - 1 <= index <= most:
+        rule = f"is one whole number from {-most - 1} to {most}: the projector reads one layer"
+        raise InputError(keys.where, [Problem("vision_feature_layer", index, rule)])
+    return replace(tower, feature_layer=index % (most + 1))
 
 
 def llava_family(languages: Mapping[str, Family]) -> Family:

@@ -100,7 +100,9 @@ class VisionTower:
 
     Patches of `patch` x `patch` pixels and `channels` colours (of each of several frames,
     where a patch spans them); `class_token` adds one trained token. `positions` are trained,
-    one per token; without them the layers say where a patch stands.
+    one per token; without them the layers say where a patch stands. The projector reads what
+    the first `feature_layer` layers give; those behind and the final norm are then stored and
+    never run (LLaVA). None: all layers and the final norm.
     """
 
     d_model: int
@@ -114,6 +116,7 @@ class VisionTower:
     pre_norm: Norm | None = None
     final_norm: Norm | None = None
     projector: Projector = _PROJECTOR
+    feature_layer: int | None = None
 
     def __post_init__(self) -> None:
         rules = Rules(self).size("d_model").size("image").size("patch").size("channels")
@@ -123,5 +126,15 @@ class VisionTower:
             side = self.image // self.patch
             rules.must("projector.merge", f"divides the image's {side} patches a side",
                        side % self.projector.merge == 0)  # fmt: skip
+        if self.feature_layer is not None:
+            rules.size("feature_layer", least=0)
+            if not rules.broken:
+                rules.must("feature_layer", f"is at most the {len(self.layers)} layers",
+                           self.feature_layer <= len(self.layers))  # fmt: skip
         check_layers(rules, self.layers)
         rules.close()
+
+    @property
+    def n_run(self) -> int:
+        """How many of the layers run."""
+        return len(self.layers) if self.feature_layer is None else self.feature_layer

@@ -16,7 +16,7 @@ MAX_LAYERS = 10_000
 #: What trees call the parts of a model that are no layers; a layer of that name would hide one.
 NAMES_TAKEN = frozenset({
     "class_token", "embedding", "encoder", "final_norm", "head", "layer_going_backward", "loss",
-    "output", "patches", "positions", "pre_norm", "projector", "tokens", "vision",
+    "output", "patches", "positions", "pre_norm", "projector", "tokens", "unread", "vision",
 })  # fmt: skip
 
 

@@ -30,6 +30,12 @@ def stack_parts(
 ) -> Iterator[Part]:
     """The biases that a stack's layers share, then its kinds of layer."""
     yield from _shared_biases(ground, layers)
+    yield from _layer_parts(ground, layers, source)
+
+
+def _layer_parts(
+    ground: Ground, layers: tuple[Layer, ...], source: Source | None = None
+) -> Iterator[Part]:
     kinds = {layer.name: layer for layer in layers}
     for name, layer in kinds.items():
         times = sum(other.name == name for other in layers)
@@ -55,7 +61,8 @@ def _shared_biases(ground: Ground, layers: tuple[Layer, ...]) -> Iterator[Part]:
 def encoder_part(ground: Ground, encoder: Encoder, source: Source, dropout: float) -> Part:
     """The encoder reads `source`, every token every other; it has read it where it is cached.
 
-    `dropout` is that of the embedding, which it shares with the decoder.
+    `dropout` is that of the embedding, which it shares with the decoder; T5 drops as much of
+    what a stack gives as of what it takes (Raffel 2020, 1910.10683, section 2.1).
     """
     read = number(0) if source.cached else source.tokens
     inside = replace(ground.within("encoder"), T=read, S=source.tokens, causal_skip=False)
@@ -67,7 +74,7 @@ def encoder_part(ground: Ground, encoder: Encoder, source: Source, dropout: floa
     if encoder.final_norm is not None:
         parts.append(norm_part(inside, "final_norm", encoder.final_norm))
     # Every decoder layer reads it, and one copy is kept.
-    parts.append(Part("output", saved=(Saved("output", size),)))
+    parts.append(Part("output", saved=(Saved("output", size),), kept_by_some=masks))
     return Part("encoder", parts=tuple(parts))
 
 
@@ -92,11 +99,31 @@ def vision_part(ground: Ground, tower: VisionTower, images: Expr) -> Part:
         ),
         *_token_parts(inside, tower, length),
         *([] if tower.pre_norm is None else [norm_part(inside, "pre_norm", tower.pre_norm)]),
-        *stack_parts(inside, tower.layers),
-        *([] if tower.final_norm is None else [norm_part(inside, "final_norm", tower.final_norm)]),
+        *_shared_biases(inside, tower.layers),
+        *_layer_parts(inside, tower.layers[: tower.n_run]),
+        *_tower_end(inside, tower),
         _projector(inside, tower, ground.D),
     ]
     return Part("vision", parts=tuple(parts))
+
+
+def _tower_end(ground: Ground, tower: VisionTower) -> Iterator[Part]:
+    """The final norm; where the projector reads an earlier layer, what is stored behind that."""
+    norm = () if tower.final_norm is None else (norm_part(ground, "final_norm", tower.final_norm),)
+    if tower.feature_layer is None:
+        yield from norm
+        return
+    behind = _layer_parts(ground.within("vision_unread"), tower.layers[tower.n_run :])
+    stored = tuple(_stored(part) for part in (*behind, *norm))
+    if stored:
+        yield Part("unread", parts=stored)
+
+
+def _stored(part: Part) -> Part:
+    """The weights of a part that never runs."""
+    parts = tuple(_stored(inner) for inner in part.parts)
+    kept = tuple(inner for inner in parts if inner.weights or inner.parts)
+    return replace(part, operator=None, saved=(), kept_by_some=(), parts=kept)
 
 
 def _token_parts(ground: Ground, tower: VisionTower, length: Expr) -> Iterator[Part]:

@@ -6,7 +6,7 @@ from isoflop.arch.spec import Arch
 from isoflop.count.blocks.ends import embedding_part, head_part, loss_part
 from isoflop.count.blocks.layer import Source
 from isoflop.count.blocks.norms import norm_part
-from isoflop.count.blocks.part import Ground, Part, Scope
+from isoflop.count.blocks.part import Ground, Part, Scope, dropped
 from isoflop.count.blocks.towers import encoder_part, stack_parts, vision_part
 from isoflop.count.workload import Workload
 
@@ -35,6 +35,9 @@ def describe(arch: Arch, workload: Workload, scope: Scope | None = None) -> Part
     parts += stack
     if arch.final_norm is not None:
         parts.append(norm_part(ground, "final_norm", arch.final_norm))
+    if arch.encoder is not None and arch.embedding.dropout:
+        masks = dropped(arch.embedding.dropout, ground.tokens * D)
+        parts.append(Part("output", kept_by_some=masks))
     parts += [head_part(ground, arch, rows), loss_part(ground, vocabulary)]
     return Part(arch.name, parts=tuple(parts))
 

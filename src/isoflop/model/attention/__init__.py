@@ -2,12 +2,13 @@
 
 from isoflop.arch.spec import Attention, LatentAttention, RelativeProjection
 from isoflop.model.attention.context import Context, contexts
-from isoflop.model.attention.grouped import AttentionModule, RelativeAttentionModule
+from isoflop.model.attention.grouped import AttentionModule, KeysValues, RelativeAttentionModule
 from isoflop.model.attention.latent import LatentAttentionModule
 
 __all__ = [
     "AttentionModule",
     "Context",
+    "KeysValues",
     "LatentAttentionModule",
     "RelativeAttentionModule",
     "contexts",
@@ -16,13 +17,13 @@ __all__ = [
 
 
 def make_attention(
-    spec: Attention | LatentAttention, d_model: int
+    spec: Attention | LatentAttention, d_model: int, *, causal: bool = True
 ) -> AttentionModule | LatentAttentionModule:
-    """The module of a layer's attention."""
+    """The module of a layer's attention; its tokens see later ones unless `causal`."""
     match spec:
         case LatentAttention():
             return LatentAttentionModule(spec, d_model)
         case Attention(position=RelativeProjection()):
             return RelativeAttentionModule(spec, d_model)
         case Attention():
-            return AttentionModule(spec, d_model)
+            return AttentionModule(spec, d_model, causal=causal)

@@ -9,7 +9,7 @@ Letters: B batch · T tokens, queries and keys alike · D d_model · N n_heads �
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -36,24 +36,32 @@ class Context:
     """What the attentions of one kind of layer are told; None where it has no such thing.
 
     rotation: the turn of each position. slopes: ALiBi's. waves: sines and cosines of the
-    distances T - 1 to 0. blocks: which blocks of keys each block of queries sees.
+    distances T - 1 to 0. blocks: which blocks of keys each block of queries sees. bias: added to
+    the scaled scores, or boolean (true: seen).
     """
 
     rotation: Rotation | None = None
     slopes: Tensor | None = None  # [N]
     waves: Tensor | None = None  # [T, D]
     blocks: BlockMask | None = None
+    bias: Tensor | None = None  # broadcasts to [B, N, T, S]
 
 
-def contexts(arch: Arch, x_BTD: Tensor) -> dict[str, Context]:
-    """The context of each kind of layer, by its name, for the vectors of a text."""
+def contexts(arch: Arch, x_BTD: Tensor, bias: Tensor | None = None) -> dict[str, Context]:
+    """The context of each kind of layer, by its name, for the vectors of a text.
+
+    `bias` is what all layers add to their scores (T5's positions).
+    """
     positions_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
 
     @cache  # kinds that differ elsewhere often turn alike
     def rotation(rope: Rope, d_head: int) -> Rotation:
         return Rotation.of(rope, d_head, positions_T, x_BTD.dtype, arch.max_seq_len)
 
-    return {name: _context(kind.attention, rotation, x_BTD) for name, kind in arch.kinds.items()}
+    return {
+        name: replace(_context(kind.attention, rotation, x_BTD), bias=bias)
+        for name, kind in arch.kinds.items()
+    }
 
 
 def _context(

@@ -1,10 +1,12 @@
 """Attention whose queries, keys and values are maps of their own.
 
-Letters: B batch · T tokens, queries and keys alike · D d_model · N n_heads · K n_kv_heads ·
+Letters: B batch · T query tokens · S key tokens · D d_model · N n_heads · K n_kv_heads ·
 H d_head · X the heads' numbers side by side.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +19,21 @@ from isoflop.model.attention.context import Context
 from isoflop.model.parts import Linear, make_norm
 
 
-class AttentionModule(nn.Module):
-    """Causal self-attention: multi-head, grouped-query or multi-query."""
+@dataclass(frozen=True, slots=True)
+class KeysValues:
+    """Tokens as attention reads them: what a cache holds."""
 
-    def __init__(self, spec: Attention, d_model: int) -> None:
+    k_BSKH: Tensor  # noqa: N815 - shape suffix
+    v_BSKH: Tensor  # noqa: N815
+
+
+class AttentionModule(nn.Module):
+    """Attention to the tokens themselves or to others: multi-head, grouped-query or multi-query."""
+
+    def __init__(self, spec: Attention, d_model: int, *, causal: bool = True) -> None:
         super().__init__()
         self.spec = spec
+        self.causal = causal
         self.scale = spec.d_head**-0.5 if spec.scale is None else spec.scale
         self.window = window_of(spec.span)
         width_q, width_kv = spec.n_heads * spec.d_head, spec.n_kv_heads * spec.d_head
@@ -34,41 +45,38 @@ class AttentionModule(nn.Module):
         self.k_norm = _make_qk_norm(spec.qk_norm, spec.n_kv_heads, spec.d_head)
         self.sinks = SinkLogits(spec.n_heads) if spec.sinks else None
 
-    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, context: Context, source: Tensor | KeysValues | None = None
+    ) -> Tensor:
+        """What x gathers from `source`, a stream or its keys and values; None: from itself."""
         q_BTNH = self._heads(self.q(x_BTD), self.q_norm)
         if context.rotation is not None:
             q_BTNH = context.rotation(q_BTNH)
-        k_BTKH, v_BTKH = self.keys_and_values(x_BTD, context)
-        out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, context)
+        if not isinstance(source, KeysValues):
+            source = self.keys_values(x_BTD if source is None else source, context)
+        out_BTNH = self.attend(q_BTNH, source, context)
         y_BTD: Tensor = self.out(out_BTNH.flatten(-2))
         return y_BTD
 
-    def keys_and_values(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """[B, T, K, H] each, the keys turned: what later tokens need of these."""
-        k_BTKH = self._heads(self.k(x_BTD), self.k_norm)
+    def keys_values(self, x_BSD: Tensor, context: Context) -> KeysValues:
+        """Keys, turned, and values of tokens, to be attended to as often as wanted."""
+        k_BSKH = self._heads(self.k(x_BSD), self.k_norm)
         if context.rotation is not None:
-            k_BTKH = context.rotation(k_BTKH)
-        return k_BTKH, torch.unflatten(self.v(x_BTD), -1, (-1, self.spec.d_head))
+            k_BSKH = context.rotation(k_BSKH)
+        return KeysValues(k_BSKH, torch.unflatten(self.v(x_BSD), -1, (-1, self.spec.d_head)))
 
-    def attend(
-        self,
-        q_BTNH: Tensor,
-        k_BTKH: Tensor,
-        v_BTKH: Tensor,
-        context: Context,
-        bias_BNTT: Tensor | None = None,
-    ) -> Tensor:
-        """What the heads read, [B, T, N, H]; a bias is added to the scaled scores."""
+    def attend(self, q_BTNH: Tensor, source: KeysValues, context: Context) -> Tensor:
+        """What the heads read, [B, T, N, H]."""
         return attention(
             q_BTNH,
-            k_BTKH,
-            v_BTKH,
-            causal=True,
+            source.k_BSKH,
+            source.v_BSKH,
+            causal=self.causal,
             window=self.window,
             sinks=None if self.sinks is None else self.sinks.weight,
             softcap=self.spec.logit_softcap,
             alibi=context.slopes,
-            bias=bias_BNTT,
+            bias=context.bias,
             block_mask=context.blocks,
             scale=self.scale,
             dropout_p=self.spec.dropout if self.training else 0.0,
@@ -94,23 +102,16 @@ class RelativeAttentionModule(AttentionModule):
         self.distances = Linear(d_model, spec.n_heads * spec.d_head, bias=False)
         self.distance_biases = DistanceBiases(spec.n_heads * spec.d_head)
 
-    def attend(
-        self,
-        q_BTNH: Tensor,
-        k_BTKH: Tensor,
-        v_BTKH: Tensor,
-        context: Context,
-        bias_BNTT: Tensor | None = None,
-    ) -> Tensor:
-        if context.waves is None or bias_BNTT is not None:
+    def attend(self, q_BTNH: Tensor, source: KeysValues, context: Context) -> Tensor:
+        if context.waves is None or context.bias is not None:
             raise Fault("positions by distance are told by sine waves, and by nothing else")
         r_TNH = torch.unflatten(self.distances(context.waves), -1, (-1, self.spec.d_head))
         u_NH, v_NH = (
             torch.unflatten(vector, -1, (-1, self.spec.d_head)).to(q_BTNH.dtype)
             for vector in (self.distance_biases.u, self.distance_biases.v)
         )
-        bias_BNTT = self.scale * _score_distances(q_BTNH + v_NH, r_TNH)
-        return super().attend(q_BTNH + u_NH, k_BTKH, v_BTKH, context, bias_BNTT)
+        bias_BNTS = self.scale * _score_distances(q_BTNH + v_NH, r_TNH)
+        return super().attend(q_BTNH + u_NH, source, replace(context, bias=bias_BNTS))
 
 
 def _score_distances(q_BTNH: Tensor, r_SNH: Tensor) -> Tensor:
