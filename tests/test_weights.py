@@ -66,7 +66,7 @@ ids = [f"{name}-{i}" for i, (name, _) in enumerate(CASES)]
 each_case = pytest.mark.parametrize(("model_type", "shape"), CASES, ids=ids)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def quiet():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -85,10 +85,9 @@ def theirs_of(model_type: str, shape: dict[str, Any]) -> torch.nn.Module:
     model = getattr(transformers, FAMILIES[model_type].model_class)(config).eval()
     stream = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, weight in [*model.named_parameters(), *model.named_buffers()]:
-            if weight.is_floating_point() and not name.endswith(("inv_freq", "scale")):
-                noise = torch.randn(weight.shape, generator=stream)
-                weight.add_(noise * (0.15 if weight.dim() > 1 else 0.3))
+        for weight in model.state_dict().values():
+            noise = torch.randn(weight.shape, generator=stream)
+            weight.add_(noise * (0.15 if weight.dim() > 1 else 0.3))
     return model
 
 
@@ -196,20 +195,30 @@ def test_every_decoder_family_and_t5_has_a_table() -> None:
     assert set(TABLES) == set(FAMILIES) - readers_of_images
 
 
-@each_case
+@pytest.fixture(scope="module", params=CASES, ids=ids)
+def theirs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[torch.nn.Module, Path]:
+    """A model of theirs, and the folder they have saved it in."""
+    folder = tmp_path_factory.mktemp("theirs")
+    return save_theirs(*request.param, folder), folder
+
+
 def test_read_and_written_again_a_file_is_the_same_to_the_bit(
-    model_type: str, shape: dict[str, Any], tmp_path: Path
+    theirs: tuple[torch.nn.Module, Path], tmp_path: Path
 ) -> None:
     """Names, shapes and bits of every tensor; reading alone refuses a name or shape amiss."""
-    save_theirs(model_type, shape, tmp_path / "theirs")
-    folder = open_folder(tmp_path / "theirs")
-    arch = arch_in(tmp_path / "theirs")
+    _, saved = theirs
+    folder = open_folder(saved)
+    arch = arch_in(saved)
     weights = weights_of(folder, arch, counted_shapes(arch))
     write_folder(tmp_path / "ours", folder.config, weights.pairs, dict(weights))
-    assert same_bits(tmp_path / "ours", tmp_path / "theirs")
+    assert same_bits(tmp_path / "ours", saved)
 
 
-@each_case
+@pytest.mark.parametrize(
+    ("model_type", "shape"), [(name, sayable(name, SHAPES[name][1])) for name in sorted(TABLES)]
+)
 def test_transformers_loads_what_is_written_for_any_spec(
     model_type: str, shape: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -225,20 +234,19 @@ def test_transformers_loads_what_is_written_for_any_spec(
     assert same_bits(tmp_path / "ours", tmp_path / "theirs")
 
 
-@each_case
 def test_logits_are_those_of_transformers_both_ways(
-    model_type: str, shape: dict[str, Any], tmp_path: Path
+    theirs: tuple[torch.nn.Module, Path], tmp_path: Path
 ) -> None:
-    theirs = save_theirs(model_type, shape, tmp_path / "theirs")
-    arch = arch_in(tmp_path / "theirs")
+    model, saved = theirs
+    arch = arch_in(saved)
     try:
         build(arch, device="meta")
     except InputError as error:
         pytest.skip(f"not built yet: {error.problems[0]}")
-    ours = load_model(tmp_path / "theirs", ignored_keys=KNOWN).eval()
+    ours = load_model(saved, ignored_keys=KNOWN).eval()
     tokens = tokens_for(arch)
     got = logits(ours, tokens)
-    assert_close(logits(theirs, tokens), got)
+    assert_close(logits(model, tokens), got)
     save_model(ours, tmp_path / "ours")
     assert_close(logits(load_theirs(tmp_path / "ours"), tokens), got)
 

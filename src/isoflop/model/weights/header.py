@@ -23,9 +23,13 @@ from isoflop.errors import InputError, Problem
 BOUNDS = Bounds(n_bytes=1 << 24, n_keys=500_000, n_pieces=5_000_000)
 #: Those that weights are kept in. Others are quantized, or no weights.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-#: Bytes of the other kinds, so that a file which holds some is measured right.
-OTHERS = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8,
-          "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
+#: Bytes of each kind, the others' too, so that a file which holds some is measured right.
+BYTES = {kind: dtype.itemsize for kind, dtype in DTYPES.items()} | {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16"), 2),
+    **dict.fromkeys(("U32", "I32"), 4),
+    **dict.fromkeys(("U64", "I64"), 8),
+}
 MAX_AXES = 8
 LENGTH = 8  # bytes of the header's length
 
@@ -78,13 +82,7 @@ def _span(said: Any) -> tuple[int, int] | None:
     kind, shape, offsets = said["dtype"], said["shape"], said["data_offsets"]
     if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
         return None
-    size = (
-        DTYPES[kind].itemsize
-        if kind in DTYPES
-        else OTHERS.get(kind)
-        if isinstance(kind, str)
-        else None
-    )
+    size = BYTES.get(kind) if isinstance(kind, str) else None
     if size is None or offsets[1] - offsets[0] != math.prod(shape) * size:
         return None
     return offsets[0], offsets[1]

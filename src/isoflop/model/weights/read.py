@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from isoflop.arch import Arch
 from isoflop.arch.hf import read_hf
@@ -33,7 +34,6 @@ class Weights(Mapping[str, Tensor]):
         self.pairs = tuple(paired)
         self._files = files
         self._pair_of = {name: pair for pair in self.pairs for name in pair.ours}
-        self._open: dict[Path, safe_open] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         return self.read(self._pair_of[name])[name]
@@ -46,16 +46,25 @@ class Weights(Mapping[str, Tensor]):
 
     def read(self, pair: Pair) -> dict[str, Tensor]:
         """All that is stored together; each stored tensor is read once."""
-        theirs = tuple(self.stored(self._files.get(name, name)) for name in pair.theirs)
+        theirs = self.stored(self._files.get(name, name) for name in pair.theirs)
         return dict(zip(pair.ours, pair.split(theirs), strict=True))
 
-    def stored(self, name: str) -> Tensor:
-        """A tensor as a file has it, under the file's own name."""
+    def stored(self, names: Iterable[str]) -> tuple[Tensor, ...]:
+        """Tensors as files have them, under the files' own names.
+
+        A file is mapped for as long as its tensors are used, so that what was read counts no
+        longer as this process's memory.
+        """
+        with ExitStack() as stack:
+            files: dict[Path, safe_open] = {}
+            return tuple(self._stored(name, files, stack) for name in names)
+
+    def _stored(self, name: str, files: dict[Path, safe_open], stack: ExitStack) -> Tensor:
         path = self.folder.entries[name].path
         try:
-            if path not in self._open:
-                self._open[path] = safe_open(path, framework="pt", device="cpu")
-            tensor: Tensor = self._open[path].get_tensor(name)  # type: ignore[no-untyped-call]  # safetensors has no types
+            if path not in files:
+                files[path] = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
+            tensor: Tensor = files[path].get_tensor(name)  # type: ignore[no-untyped-call]  # safetensors has no types
         except (OSError, SafetensorError) as error:
             raise InputError(str(path), [Problem(name, str(error), "can be read")]) from None
         return tensor
@@ -76,8 +85,7 @@ def read_weights(folder: Path | str, arch: Arch | None = None) -> Weights:
     """
     opened = open_folder(folder)
     said = read_hf(dict(opened.config), _name_of(opened.path)).arch if arch is None else arch
-    _refuse_more_layers(opened, said)
-    return weights_of(opened, said, shapes_of(build(said, device="meta")))
+    return weights_of(opened, said, shapes_of(_unborn(opened, said)))
 
 
 def load_model(
@@ -103,27 +111,43 @@ def load_model(
         rule = "is a key whose meaning for the model is known"
         problems = [Problem(key, "given", rule) for key in unknown[:LISTED]]
         raise InputError(str(opened.path / CONFIG), problems)
-    _refuse_more_layers(opened, reading.arch)
-    model = build(reading.arch, device="meta")
-    weights = weights_of(opened, reading.arch, shapes_of(model))
-    model.to_empty(device=device)
-    _fill(model, weights, dtype)
+    model = _unborn(opened, reading.arch)
+    _fill(model, weights_of(opened, reading.arch, shapes_of(model)), dtype, device)
     return model
 
 
 @torch.no_grad()
-def _fill(model: Decoder, weights: Weights, dtype: torch.dtype | None) -> None:
-    """Copy every weight into its place; what is read is let go before the next."""
-    own = model.state_dict(keep_vars=True)
+def _fill(
+    model: Decoder, weights: Weights, dtype: torch.dtype | None, device: torch.device | str
+) -> None:
+    """Put a copy of every weight in its place; what is read is let go before the next."""
     for pair in weights.pairs:
         for name, read in weights.read(pair).items():
+            path, _, leaf = name.rpartition(".")
+            module = model.get_submodule(path)
             kept = read.dtype if dtype is None else dtype
-            if own[name].dtype != kept:
-                own[name].data = torch.empty_like(own[name], dtype=kept)
-            own[name].copy_(read)
+            copied = torch.empty(read.shape, dtype=kept, device=device).copy_(read)
+            trained = isinstance(getattr(module, leaf), nn.Parameter)
+            setattr(module, leaf, nn.Parameter(copied) if trained else copied)
 
 
-def shapes_of(model: torch.nn.Module) -> dict[str, torch.Size]:
+def _unborn(folder: Folder, arch: Arch) -> Decoder:
+    """The model on the meta device, unless no file can hold it.
+
+    Raises:
+        InputError: more layers than there are tensors, or one past what memory can address.
+    """
+    if arch.n_layers > len(folder.entries):
+        rule = f"is at most {len(folder.entries):,}, the tensors in the folder"
+        raise InputError(str(folder.path), [Problem("layers", arch.n_layers, rule)])
+    try:
+        return build(arch, device="meta")
+    except RuntimeError as error:  # torch: "Storage size calculation overflowed"
+        problem = Problem("sizes", str(error), "are those of a tensor that can be stored")
+        raise InputError(str(folder.path), [problem]) from None
+
+
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
     """Parameters and lasting buffers by name; a tied one is named once, where it is stored."""
     lasting = model.state_dict(keep_vars=True)
     if passing := [name for name, _ in model.named_buffers() if name not in lasting]:
@@ -218,7 +242,7 @@ def _check_copies(weights: Weights, table: Table, arch: Arch) -> None:
     problems = [
         Problem(name, "other numbers", f"equals {tokens}, to which the config ties it")
         for name in there
-        if not _same_bits(weights.stored(name), vectors)
+        if not _same_bits(weights.stored([name])[0], vectors)
     ]
     if problems:
         raise InputError(str(weights.folder.path), problems)
@@ -226,13 +250,6 @@ def _check_copies(weights: Weights, table: Table, arch: Arch) -> None:
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
-
-
-def _refuse_more_layers(folder: Folder, arch: Arch) -> None:
-    """Before anything is built for them: every layer has a tensor at least."""
-    if arch.n_layers > len(folder.entries):
-        rule = f"is at most {len(folder.entries):,}, the tensors in the folder"
-        raise InputError(str(folder.path), [Problem("layers", arch.n_layers, rule)])
 
 
 def _name_of(path: Path) -> str:
