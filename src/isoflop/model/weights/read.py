@@ -98,7 +98,7 @@ def load_model(
     """The model in a Hugging Face folder: config.json, and safetensors in one file or sharded.
 
     Args:
-        dtype: what to cast every weight to; None keeps each as it is stored.
+        dtype: what to cast every trained weight to; None keeps each as it is stored.
         ignored_keys: keys of the config that are not understood, and are known to change nothing.
 
     Raises:
@@ -125,9 +125,9 @@ def _fill(
         for name, read in weights.read(pair).items():
             path, _, leaf = name.rpartition(".")
             module = model.get_submodule(path)
-            kept = read.dtype if dtype is None else dtype
-            copied = torch.empty(read.shape, dtype=kept, device=device).copy_(read)
             trained = isinstance(getattr(module, leaf), nn.Parameter)
+            kept = dtype if trained and dtype is not None else read.dtype
+            copied = torch.empty(read.shape, dtype=kept, device=device).copy_(read)
             setattr(module, leaf, nn.Parameter(copied) if trained else copied)
 
 

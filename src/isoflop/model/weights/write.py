@@ -44,7 +44,7 @@ def save_model(
 
     Args:
         folder: new or empty; it appears when all of it is on the disk.
-        dtype: what to cast every weight to; None keeps each as it is.
+        dtype: what to cast every trained weight to; None keeps each as it is.
         max_shard_bytes: a file's tensors have at most so many bytes, or are one tensor.
 
     Raises:
@@ -54,10 +54,12 @@ def save_model(
     config = to_hf(model.arch)
     table = table_of(config["model_type"], model.arch)
     paired = pairs(table, model.arch, shapes_of(model))
+    trained = [] if dtype is None else [name for name, _ in model.named_parameters()]
     tensors = model.state_dict()
     kept = tensors["embedding.tokens.weight"].dtype if dtype is None else dtype
     said = {**config, **NO_TOKENS, "torch_dtype": str(kept).removeprefix("torch.")}
-    write_folder(Path(folder), said, paired, tensors, dtype, max_shard_bytes)
+    dtypes = {name: x.dtype for name, x in tensors.items()} | dict.fromkeys(trained, kept)
+    write_folder(Path(folder), said, paired, tensors, dtypes, max_shard_bytes)
 
 
 def write_folder(
@@ -65,10 +67,10 @@ def write_folder(
     config: Mapping[str, Any],
     paired: Collection[Pair],
     tensors: Mapping[str, Tensor],
-    dtype: torch.dtype | None = None,
+    dtypes: Mapping[str, torch.dtype],
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write a config and our tensors under the family's names.
+    """Write a config and our tensors under the family's names, each as its `dtypes` says.
 
     Raises:
         InputError, WriteFailed: as `save_model`.
@@ -81,7 +83,7 @@ def write_folder(
     except OSError as error:
         raise WriteFailed(folder, n_bytes, error) from error
     try:
-        _write_tensors(unfinished, paired, tensors, dtype, max_shard_bytes)
+        _write_tensors(unfinished, paired, tensors, dtypes, max_shard_bytes)
         _write_json(unfinished / CONFIG, config)
         sync_folder(unfinished)
         unfinished.chmod(0o755)  # a temporary folder is its owner's alone
@@ -109,16 +111,16 @@ def _write_tensors(
     folder: Path,
     paired: Collection[Pair],
     tensors: Mapping[str, Tensor],
-    dtype: torch.dtype | None,
+    dtypes: Mapping[str, torch.dtype],
     max_shard_bytes: int,
 ) -> None:
     """One file, or shards of at most so many bytes and the index that places every tensor."""
-    shards = list(_shards(paired, tensors, dtype, max_shard_bytes))
+    shards = list(_shards(paired, dtypes, max_shard_bytes))
     if len(shards) == 1:
         files = [SINGLE]
     else:
         files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    stored = _stored(paired, tensors, dtype)
+    stored = _stored(paired, tensors, dtypes)
     for file, names in zip(files, shards, strict=True):
         held = dict(next(stored) for _ in names)
         save_file(held, folder / file, metadata={"format": "pt"})
@@ -131,14 +133,13 @@ def _write_tensors(
 
 def _shards(
     paired: Collection[Pair],
-    tensors: Mapping[str, Tensor],
-    dtype: torch.dtype | None,
+    dtypes: Mapping[str, torch.dtype],
     max_shard_bytes: int,
 ) -> Iterator[dict[str, int]]:
     """Each shard's tensors with their bytes, in the order in which they are written."""
     shard: dict[str, int] = {}
     for pair in paired:
-        kept = tensors[next(iter(pair.ours))].dtype if dtype is None else dtype
+        kept = dtypes[next(iter(pair.ours))]
         for name, shape in pair.theirs.items():
             size = shape.numel() * kept.itemsize
             if shard and sum(shard.values()) + size > max_shard_bytes:
@@ -149,13 +150,13 @@ def _shards(
 
 
 def _stored(
-    paired: Collection[Pair], tensors: Mapping[str, Tensor], dtype: torch.dtype | None
+    paired: Collection[Pair], tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
 ) -> Iterator[tuple[str, Tensor]]:
     """The family's tensors, in the order of the table."""
     for pair in paired:
-        ours = tuple(tensors[name].detach() for name in pair.ours)
+        ours = tuple(tensors[name].detach().to("cpu", dtypes[name]) for name in pair.ours)
         for name, tensor in zip(pair.theirs, pair.join(ours), strict=True):
-            yield name, tensor.to("cpu", dtype or tensor.dtype).contiguous()
+            yield name, tensor.contiguous()
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
