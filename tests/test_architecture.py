@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runs": set(),
     "plan": {"arch", "count", "hardware", "laws"},
     "attention": set(),
-    "model": {"arch", "attention"},
+    "model": {"arch", "attention", "runs"},
     "train": {"arch", "model", "runs"},
     "study": LIGHT | {"model", "train", "check"},
     "check": LIGHT | HEAVY,

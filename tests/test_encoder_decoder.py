@@ -328,7 +328,6 @@ def test_cross_attention_that_cannot_be_followed_is_refused_by_field():
         "layers.layer.cross.position"
     }
     assert set(refused(with_cross(arch, span=Window(3)))) == {"layers.layer.cross.span"}
-    assert set(refused(with_cross(arch, sinks=True))) == {"layers.layer.cross.sinks"}
     layer = replace(arch.layers[0], wiring=Wiring.PARALLEL)
     assert set(refused(replace(arch, layers=(layer,)))) == {"layers.layer.wiring"}
     some = (arch.layers[0], replace(arch.layers[0], cross=None, name="b"))

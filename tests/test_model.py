@@ -549,13 +549,15 @@ def test_every_unsupported_field_is_named_with_what_is_supported():
     layers = (
         replace(LLAMA.layers[0], attention=replace(attention, position=RelativeBias()), name="a"),
         replace(LLAMA.layers[0], attention=capped, name="b"),
-        replace(LLAMA.layers[0], feed_forward=Experts(4, 2, Dense(8, "gelu_quick")), name="d"),
+        replace(LLAMA.layers[0], feed_forward=Experts(4, 2, Dense(8, "silu_clamped")), name="d"),
     )
     with pytest.raises(InputError) as caught:
         build(replace(LLAMA, layers=layers))
     rules = {problem.field: problem.rule for problem in caught.value.problems}
     assert rules == {
-        "layers.a.attention.position.bidirectional": "?",
+        "layers.attention.position": (
+            "is the same relative_bias, over as many heads, in all layers of a stack or in none"
+        ),
         "layers.b.attention.logit_softcap": "is None where distances are scored too",
         "layers.d.feed_forward.expert.activation": (
             "is one of relu, gelu, gelu_tanh, gelu_quick, silu, relu_squared where nothing is gated"

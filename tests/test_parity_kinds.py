@@ -407,7 +407,7 @@ def sees_blocks(query: int, key: int) -> bool:
 @pytest.mark.parametrize(
     ("span", "sees"),
     [(Chunked(5), sees_chunk), (BlockSparse(3, 2, 2), sees_blocks), (Chunked(23), lambda _q, _k: True)],
-    ids=str,
+    ids=("chunks", "blocks", "one chunk"),
 )  # fmt: skip
 def test_a_span_of_blocks_gives_the_logits_of_llama_under_that_mask(span: Span, sees):
     config = transformers.LlamaConfig(**SIZES, attn_implementation="eager")

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from isoflop.errors import InputError, Problem
 
@@ -46,11 +46,24 @@ _TOKEN = re.compile(
 )
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of an ordinary file of at most `MAX_BYTES`.
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How large a document may be: in bytes, keys, and values, keys and marks together."""
+
+    n_bytes: int = MAX_BYTES
+    n_keys: int = MAX_KEYS
+    n_pieces: int = MAX_PIECES
+
+
+#: Those of a config. A value, not a call: a frozen default may be shared.
+CONFIG = Bounds()
+
+
+def open_file(path: Path) -> BinaryIO:
+    """An ordinary file, open for reading.
 
     Raises:
-        InputError: it is absent, unreadable, no ordinary file, or too large.
+        InputError: it is absent, unreadable, or no ordinary file.
     """
     where = str(path)
     try:
@@ -62,9 +75,18 @@ def read_file(path: Path) -> bytes:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise InputError(where, [Problem("path", where, "is an ordinary file")])
-    with os.fdopen(handle, "rb") as file:  # refuses a folder, hence after the check
-        data = file.read(MAX_BYTES + 1)
-    check_size(data, where)
+    return os.fdopen(handle, "rb")  # refuses a folder, hence after the check
+
+
+def read_file(path: Path, most: int = MAX_BYTES) -> bytes:
+    """The bytes of an ordinary file of at most `most`.
+
+    Raises:
+        InputError: it is absent, unreadable, no ordinary file, or too large.
+    """
+    with open_file(path) as file:
+        data = file.read(most + 1)
+    check_size(data, str(path), most)
     return data
 
 
@@ -75,7 +97,7 @@ def check_size(data: bytes, where: str, most: int = MAX_BYTES) -> None:
         raise InputError(where, [problem])
 
 
-def parse_json(data: bytes, where: str) -> dict[str, Any]:
+def parse_json(data: bytes, where: str, bounds: Bounds = CONFIG) -> dict[str, Any]:
     """A JSON object, strictly read.
 
     >>> parse_json(b'{"n_head": 12}', "config.json")
@@ -84,8 +106,8 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     Traceback (most recent call last):
     isoflop.errors.InputError: config.json: line 1, column 9=NaN}: must hold: is JSON
     """
-    source = _Source(_decode(data, where), where)
-    source.scan()
+    source = _Source(_decode(data, where, bounds.n_bytes), where)
+    source.scan(bounds)
     try:
         value = json.loads(source.text)
     except json.JSONDecodeError as error:
@@ -119,8 +141,8 @@ def parse_toml(data: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def _decode(data: bytes, where: str) -> str:
-    check_size(data, where)
+def _decode(data: bytes, where: str, most: int = MAX_BYTES) -> str:
+    check_size(data, where, most)
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         problem = Problem("byte 0", "a byte order mark", "starts with its text", "save as UTF-8")
         raise InputError(where, [problem])
@@ -138,12 +160,13 @@ class _Source:
     text: str
     where: str
 
-    def scan(self) -> None:
+    def scan(self, bounds: Bounds) -> None:
         keys: list[set[str]] = [set()]  # the keys seen in each open object or array
         n_keys, last = 0, ""
         for count, (at, kind, piece) in enumerate(self.pieces()):
-            if count >= MAX_PIECES:
-                self.refuse(at, piece, f"is among at most {MAX_PIECES:,} values, keys and marks")
+            if count >= bounds.n_pieces:
+                rule = f"is among at most {bounds.n_pieces:,} values, keys and marks"
+                self.refuse(at, piece, rule)
             if kind == "string":
                 self.check_string(at, piece)
             elif kind == "number":
@@ -160,8 +183,8 @@ class _Source:
                 key, n_keys = self.unquote(at, last), n_keys + 1
                 if key in keys[-1]:
                     self.refuse(at, key, "is given once")
-                if n_keys > MAX_KEYS:
-                    self.refuse(at, key, f"is among at most {MAX_KEYS:,} keys")
+                if n_keys > bounds.n_keys:
+                    self.refuse(at, key, f"is among at most {bounds.n_keys:,} keys")
                 keys[-1].add(key)
             last = piece
 

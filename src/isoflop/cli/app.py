@@ -44,6 +44,10 @@ COMMANDS = {
     ),
     "check": ("check:check", "Hold derived numbers against the built module, and a real run."),
     "train": ("train:train", "Train the model of a recipe, or go on where it stopped."),
+    "export": (
+        "export:export",
+        "Write a run's newest checkpoint as a folder that other software reads.",
+    ),
     "demo": ("demo:demo", "The whole loop on this machine, in minutes."),
     "schema": ("schema:schema", "Print the JSON Schema of what --json prints."),
 }

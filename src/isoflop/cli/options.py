@@ -10,7 +10,13 @@ from cyclopts import Parameter, Token
 from isoflop.arch import Arch
 from isoflop.count import Precision
 from isoflop.errors import UnknownName
-from isoflop.quantity.units import parse_count, parse_real, parse_seconds, parse_whole
+from isoflop.quantity.units import (
+    parse_bytes,
+    parse_count,
+    parse_real,
+    parse_seconds,
+    parse_whole,
+)
 
 
 def _reader(parse: Callable[[str, str], Any]) -> Parameter:
@@ -41,6 +47,8 @@ Count: TypeAlias = Annotated[int, _reader(parse_count)]
 Whole: TypeAlias = Annotated[int, _reader(parse_whole)]
 #: A positive real number: 3.15e23, 0.4, 2.5M.
 Real: TypeAlias = Annotated[float, _reader(parse_real)]
+#: A size: 80GB, 512MiB.
+Bytes: TypeAlias = Annotated[int, _reader(parse_bytes)]
 #: A duration: 500ms, 30s.
 Duration: TypeAlias = Annotated[float, _reader(parse_seconds)]
 #: fp32, bf16, fp16, fp8, int8, int4.

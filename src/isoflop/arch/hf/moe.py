@@ -157,7 +157,9 @@ def _more_deepseek(arch: Arch, facts: Facts) -> dict[str, Any]:
     shared = facts["d_ff_shared"] // facts["d_ff_expert"]
     if not isinstance(arch.layers[0].attention, LatentAttention):
         raise KeyError("d_kv_latent")
-    return {"first_k_dense_replace": n_dense, "n_shared_experts": shared}
+    # Said for transformers' V3 alone: its class divides the heads by it, and takes 128 of its own.
+    unread = {"num_key_value_heads": facts["n_heads"]}
+    return {"first_k_dense_replace": n_dense, "n_shared_experts": shared} | unread
 
 
 def _more_deepseek_v2(arch: Arch, facts: Facts) -> dict[str, Any]:

@@ -31,6 +31,7 @@ OUTPUTS: dict[str, type[BaseModel]] = {
     "validate": published.Validate,
     "check": runs.Check,
     "train": runs.Train,
+    "export": runs.Export,
     "demo": runs.Demo,
 }
 

@@ -1,4 +1,4 @@
-"""JSON of calibrate, check, train and demo."""
+"""JSON of calibrate, check, train, export and demo."""
 
 from __future__ import annotations
 
@@ -93,6 +93,19 @@ class Train(Command):
     seconds_step: float | None
     skipped: int
     bytes_peak_rss: int | None
+
+
+class File(Out):
+    name: str
+    bytes: int
+
+
+class Export(Command):
+    run_dir: str
+    output: str
+    to: str
+    step: int
+    files: list[File]
 
 
 class Span(Compared):

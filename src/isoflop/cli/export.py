@@ -1,0 +1,64 @@
+"""isoflop export"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from isoflop.cli.options import Bytes, Json
+from isoflop.cli.output import emit, note, say
+from isoflop.quantity.units import format_bytes, format_exact
+
+
+def export(
+    run: Path,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    to: Literal["hf"] = "hf",
+    precision: Literal["fp32", "bf16", "fp16"] | None = None,
+    max_shard: Bytes | None = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's newest checkpoint as a folder that other software reads.
+
+    Parameters
+    ----------
+    run
+        A run directory of `isoflop train`; it may still be running.
+    output
+        The folder to make, new or empty.
+    to
+        hf: config.json and safetensors, for transformers' `from_pretrained`.
+    precision
+        What to cast the weights to; as the checkpoint has them when not given.
+    max_shard
+        Largest file, 5GB when not given; more goes into shards with an index.
+    """
+    import torch
+
+    from isoflop.model.weights.write import MAX_SHARD_BYTES, save_model
+    from isoflop.train.trained import load_trained
+
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: None}
+    trained = load_trained(run)
+    for line in trained.notes:
+        note(line)
+    most = max_shard or MAX_SHARD_BYTES
+    save_model(trained.model, output, dtype=dtypes[precision], max_shard_bytes=most)
+    sizes = {path.name: path.stat().st_size for path in sorted(output.iterdir())}
+    data: dict[str, Any] = {
+        "run_dir": str(run),
+        "output": str(output),
+        "to": to,
+        "step": trained.step,
+        "files": [{"name": name, "bytes": size} for name, size in sizes.items()],
+    }
+    if as_json:
+        return emit("export", data)
+    return say(
+        f"{output}: {run} at step {format_exact(trained.step)}, "
+        f"{format_bytes(sum(sizes.values()))} in {', '.join(sizes)}"
+    )

@@ -1,0 +1,1 @@
+"""The families' tables; registry.py lists them by `model_type`."""

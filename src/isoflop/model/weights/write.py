@@ -1,0 +1,170 @@
+"""A model to a Hugging Face folder, which is there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from isoflop.arch.hf import to_hf
+from isoflop.errors import InputError, Problem
+from isoflop.model.decoder import Decoder
+from isoflop.model.encoder_decoder import EncoderDecoder
+from isoflop.model.weights.folder import CONFIG, INDEX, SINGLE
+from isoflop.model.weights.read import shapes_of
+from isoflop.model.weights.table import Pair, pairs
+from isoflop.model.weights.tables.registry import table_of
+from isoflop.runs.durable import UNFINISHED, WriteFailed, sync_folder
+
+#: transformers' own default.
+MAX_SHARD_BYTES = 5_000_000_000
+#: The spec knows no special tokens; a class's own defaults may lie beyond a small vocabulary.
+NO_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+
+
+def save_model(
+    model: Decoder | EncoderDecoder,
+    folder: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write config.json and safetensors that transformers' `from_pretrained` reads.
+
+    A tied head is left out, as transformers leaves it. One shard is held in memory at a time.
+
+    Args:
+        folder: new or empty; it appears when all of it is on the disk.
+        dtype: what to cast every trained weight to; None keeps each as it is.
+        max_shard_bytes: a file's tensors have at most so many bytes, or are one tensor.
+
+    Raises:
+        InputError: no family can say the model's spec, or the folder is not empty.
+        WriteFailed: the disk is full; nothing is left of what was written.
+    """
+    config = to_hf(model.arch)
+    table = table_of(config["model_type"], model.arch)
+    paired = pairs(table, model.arch, shapes_of(model))
+    trained = [] if dtype is None else [name for name, _ in model.named_parameters()]
+    tensors = model.state_dict()
+    kept = tensors["embedding.tokens.weight"].dtype if dtype is None else dtype
+    said = {**config, **NO_TOKENS, "torch_dtype": str(kept).removeprefix("torch.")}
+    dtypes = {name: x.dtype for name, x in tensors.items()} | dict.fromkeys(trained, kept)
+    write_folder(Path(folder), said, paired, tensors, dtypes, max_shard_bytes)
+
+
+def write_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    paired: Collection[Pair],
+    tensors: Mapping[str, Tensor],
+    dtypes: Mapping[str, torch.dtype],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a config and our tensors under the family's names, each as its `dtypes` says.
+
+    Raises:
+        InputError, WriteFailed: as `save_model`.
+    """
+    _check_target(folder, max_shard_bytes)
+    n_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+    except OSError as error:
+        raise WriteFailed(folder, n_bytes, error) from error
+    try:
+        _write_tensors(unfinished, paired, tensors, dtypes, max_shard_bytes)
+        _write_json(unfinished / CONFIG, config)
+        sync_folder(unfinished)
+        unfinished.chmod(0o755)  # a temporary folder is its owner's alone
+        os.replace(unfinished, folder)  # noqa: PTH105 - the call a crash test intercepts
+        sync_folder(folder.parent)
+    except SafetensorError as error:
+        raise WriteFailed(folder, n_bytes, OSError(errno.EIO, str(error))) from error
+    except OSError as error:
+        raise WriteFailed(folder, n_bytes, error) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _check_target(folder: Path, max_shard_bytes: int) -> None:
+    problems = []
+    if max_shard_bytes < 1:
+        problems.append(Problem("max_shard_bytes", max_shard_bytes, "is at least 1"))
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        problems.append(Problem("folder", str(folder), "is new or empty: nothing is overwritten"))
+    if problems:
+        raise InputError(str(folder), problems)
+
+
+def _write_tensors(
+    folder: Path,
+    paired: Collection[Pair],
+    tensors: Mapping[str, Tensor],
+    dtypes: Mapping[str, torch.dtype],
+    max_shard_bytes: int,
+) -> None:
+    """One file, or shards of at most so many bytes and the index that places every tensor."""
+    shards = list(_shards(paired, dtypes, max_shard_bytes))
+    if len(shards) == 1:
+        files = [SINGLE]
+    else:
+        files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    stored = _stored(paired, tensors, dtypes)
+    for file, names in zip(files, shards, strict=True):
+        held = dict(next(stored) for _ in names)
+        save_file(held, folder / file, metadata={"format": "pt"})
+        _sync(folder / file)
+    if len(shards) > 1:
+        total = sum(size for names in shards for size in names.values())
+        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _shards(
+    paired: Collection[Pair],
+    dtypes: Mapping[str, torch.dtype],
+    max_shard_bytes: int,
+) -> Iterator[dict[str, int]]:
+    """Each shard's tensors with their bytes, in the order in which they are written."""
+    shard: dict[str, int] = {}
+    for pair in paired:
+        kept = dtypes[next(iter(pair.ours))]
+        for name, shape in pair.theirs.items():
+            size = shape.numel() * kept.itemsize
+            if shard and sum(shard.values()) + size > max_shard_bytes:
+                yield shard
+                shard = {}
+            shard[name] = size
+    yield shard
+
+
+def _stored(
+    paired: Collection[Pair], tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
+) -> Iterator[tuple[str, Tensor]]:
+    """The family's tensors, in the order of the table."""
+    for pair in paired:
+        ours = tuple(tensors[name].detach().to("cpu", dtypes[name]) for name in pair.ours)
+        for name, tensor in zip(pair.theirs, pair.join(ours), strict=True):
+            yield name, tensor.contiguous()
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,76 @@
+"""A trained run goes out as a folder that other software reads, and comes back the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from isoflop.arch import llama
+from isoflop.arch.zoo import entry, names
+from isoflop.cli.export import export
+from isoflop.cli.outputs import validate
+from isoflop.errors import InputError
+from isoflop.model.weights import load_model
+from isoflop.runs.text import decode, encode
+from isoflop.train import Recipe
+from isoflop.train.data import ByteCorpus
+from isoflop.train.loop import summarize, train
+from isoflop.train.trained import arch_of, load_trained
+
+ARCH = llama("tiny", d_model=16, n_layers=2, n_heads=2, d_ff=24, vocab_size=256, max_seq_len=16)
+RECIPE = Recipe(seq_len=16, batch_size=2, steps=3, learning_rate=1e-2, eval_bytes=64)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    train(RECIPE, ARCH, ByteCorpus.python_library(50_000), folder)
+    return folder
+
+
+def test_a_run_is_exported_and_read_back_with_the_weights_of_its_checkpoint(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(run, output=tmp_path / "hf", as_json=True)
+    text = capsys.readouterr().out
+    validate("export", text)
+    said = json.loads(text)
+    assert said["step"] == 3
+    assert [file["name"] for file in said["files"]] == ["config.json", "model.safetensors"]
+    ours, back = load_trained(run).model.state_dict(), load_model(tmp_path / "hf").state_dict()
+    assert ours.keys() == back.keys()
+    assert all(torch.equal(ours[name], back[name]) for name in ours)
+
+
+def test_an_export_may_be_cast_and_cut_into_shards(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(run, output=tmp_path / "hf", precision="bf16", max_shard=4_000)
+    assert "at step 3" in capsys.readouterr().out
+    assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 1
+    assert load_model(tmp_path / "hf").final_norm.weight.dtype == torch.bfloat16
+
+
+def test_a_run_without_a_checkpoint_and_a_folder_that_is_no_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        load_trained(tmp_path)
+    corpus = ByteCorpus.python_library(50_000)
+    train(RECIPE, ARCH, corpus, tmp_path / "early", stop_after=0)
+    for left in (tmp_path / "early" / "checkpoints").glob("*/model.safetensors"):
+        left.unlink()
+    with pytest.raises(InputError, match="is there and whole"):
+        load_trained(tmp_path / "early")
+    with pytest.raises(InputError, match="isoflop train"):
+        arch_of({}, "x")
+
+
+def test_every_decoder_of_the_zoo_is_known_again_from_a_manifest() -> None:
+    decoders = [entry(name).arch for name in names()]
+    decoders = [arch for arch in decoders if arch.encoder is None and arch.vision is None]
+    assert len(decoders) > 140
+    for arch in decoders[::7]:
+        assert arch_of(decode(encode({"arch": summarize(arch)})), "manifest") == arch
