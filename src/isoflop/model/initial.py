@@ -29,6 +29,7 @@ VECTORS = (
     TokenVectors,
     LearnedPositions,
     HeadModule,
+    Router,
     DistanceBiases,
     SinkLogits,
     RelativeBiasModule,
