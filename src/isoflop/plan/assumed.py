@@ -24,12 +24,12 @@ UTILIZATION = _assumed(
     0.5,
     spread=(0.25, 0.75),
     meaning=(
-        "share of the roofline's rate that a whole training run reaches: kernels, "
-        "communication, pipeline bubbles and interruptions together"
+        "share of the roofline's rate that the steps of a training run reach: kernels, "
+        "communication and pipeline bubbles together"
     ),
     source=(
         "199 published steps of dense models on A100 and H100 reach 0.43 to 0.73 of this "
-        "roofline, median 0.59; those are tuned, and whole runs reach less"
+        "roofline, median 0.59; those are tuned, and most runs reach less"
     ),
 )
 

@@ -68,8 +68,9 @@ class Expr:
         """Every symbol below, by name, in order of appearance."""
         found: dict[str, Symbol] = {}
         for atom in _atoms(self):
-            if isinstance(atom, Symbol):
-                found.setdefault(atom.name, atom)
+            symbol = atom.symbol if isinstance(atom, Alias) else atom
+            if isinstance(symbol, Symbol):
+                found.setdefault(symbol.name, symbol)
         return found
 
     def interval(self) -> Interval | None:
@@ -183,6 +184,29 @@ class Symbol(Expr):
 
 
 @dataclass(frozen=True, slots=True)
+class Alias(Expr):
+    """An expression that is written by its name; its value and its range are its own.
+
+    >>> rate = Symbol("rate", 2.0, Basis.ASSUMED, Interval(1.0, 4.0))
+    >>> hours = alias("hours", 12 / rate)
+    >>> (3 * hours).text, (3 * hours).value, (3 * hours).interval() == (36 / rate).interval()
+    ('3 * hours', 18.0, True)
+    """
+
+    symbol: Symbol
+    of: Expr
+
+    def evaluate(self, bindings: Bindings | None = None) -> Value:
+        return self.of.evaluate(bindings) if bindings else self.symbol.evaluate()
+
+    def parts(self) -> tuple[Expr, ...]:
+        return (self.of,)
+
+    def render(self, rank: int, numbers: bool) -> str:
+        return self.symbol.render(rank, numbers)
+
+
+@dataclass(frozen=True, slots=True)
 class Operation(Expr):
     """One operator over expressions; `kind` is a key of `OPERATORS`."""
 
@@ -222,7 +246,7 @@ def _render_literal(value: Value, rank: int) -> str:
 
 
 def _atoms(expr: Expr) -> Iterator[Expr]:
-    """Symbols and numbers; a part that several others share is entered once."""
+    """Symbols, aliases and numbers; a part that several others share is entered once."""
     stack, seen = [expr], set[int]()
     while stack:
         top = stack.pop()
@@ -230,10 +254,9 @@ def _atoms(expr: Expr) -> Iterator[Expr]:
             continue
         seen.add(id(top))
         below = top.parts()
-        if below:
-            stack.extend(reversed(below))
-        else:
+        if not below or isinstance(top, Alias):
             yield top
+        stack.extend(reversed(below))
 
 
 def _divide(a: Value, b: Value) -> Value:
@@ -289,6 +312,11 @@ def number(value: Expr | Value) -> Expr:
     Number(literal=3)
     """
     return value if isinstance(value, Expr) else Number(value)
+
+
+def alias(name: str, of: Expr, meaning: str = "") -> Alias:
+    """An expression under a name, for formulas that are built on it."""
+    return Alias(Symbol(name, of.value, Basis.MODELLED, meaning=meaning), of)
 
 
 def total(terms: Iterable[Expr | Value]) -> Expr:

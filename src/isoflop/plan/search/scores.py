@@ -12,7 +12,7 @@ from isoflop.plan.economics import dollars, energy_mwh, price_of
 from isoflop.plan.search.found import Limits, Objective, Refused
 from isoflop.plan.search.space import Space
 from isoflop.plan.search.weigh import Rows, Timed
-from isoflop.plan.training.plan import TrainAsk
+from isoflop.plan.training.ask import TrainAsk
 from isoflop.quantity import Symbol
 from isoflop.quantity.units import format_bytes
 
