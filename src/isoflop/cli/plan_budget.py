@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from cyclopts import Parameter
 
@@ -13,7 +13,7 @@ from isoflop.cli.laws import read_law
 from isoflop.cli.options import Count, Json, Real
 from isoflop.cli.output import emit, say
 from isoflop.cli.plan import Failures, On, numbers, percent, risk_text
-from isoflop.cli.plan_train import AS_ASSUMED, LABELS, Terms
+from isoflop.cli.plan_train import AS_ASSUMED, Terms, labelled, read_stack
 from isoflop.errors import MISSING, Infeasible, InputError, Problem
 from isoflop.hardware import parse_cluster
 from isoflop.laws import Demand, Law
@@ -110,6 +110,7 @@ def plan_budget_command(
     recompute: str | None = None,
     terms: Terms = AS_ASSUMED,
     trouble: Failures = AS_USUAL,
+    stack: str | None = None,
     as_json: Json = False,
 ) -> None:
     """Find the best model that a budget trains, and plan its run.
@@ -129,7 +130,9 @@ def plan_budget_command(
     precision
         fp32, bf16 or another that the accelerator computes in.
     recompute
-        none, selective or full; the least that fits when not given.
+        none, selective or full; the quickest when not given.
+    stack
+        The trainer's software whose steps are timed, by name or by file, as in plan train.
     """
     kind, size = amount.one()
     ask = Ask(
@@ -137,7 +140,7 @@ def plan_budget_command(
         seq_len=seq_len, vocab_size=vocab_size, family=family, global_batch=global_batch, days=days,
         precision=precision,  # type: ignore[arg-type]  # checked by Ask, which lists the choices
         recompute=recompute,  # type: ignore[arg-type]
-        **asdict(terms), **asdict(trouble),
+        **asdict(terms), **asdict(trouble), **read_stack(stack),
     )  # fmt: skip
     plan = plan_budget(ask)
     if as_json:
@@ -179,11 +182,12 @@ def render_budget(plan: BudgetPlan) -> str:
         f"loss {chosen.loss:.3f}{_loss_range(plan)}, by {ask.law.name}{_reach(plan)}",
         *_demands(plan),
         "",
-        numbers({LABELS[name]: node for name, node in plan.nodes().items() if name in LABELS}),
+        numbers(dict(labelled(plan.nodes()))),
         "",
         _model(chosen),
         _run(plan),
         _risk(plan),
+        *(f"note    {note}" for note in plan.chosen.run.notes),
         "",
         "the same budget at another size:",
         table([_size(c, chosen) for c in (plan.half, chosen, plan.double)], align="lrrr"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -257,7 +257,7 @@ def render_train(plan: TrainPlan, found: Found | None = None) -> str:
     lines = [
         f"{work.arch.name} on {format_exact(work.tokens)} tokens, {plan.cluster}{by}",
         "",
-        numbers(dict(_labelled(plan))),
+        numbers(dict(labelled(plan.nodes()))),
         *([] if plan.rhythm is None else [risk_text(plan.rhythm, plan.days)]),
         "",
     ]
@@ -279,13 +279,14 @@ def render_train(plan: TrainPlan, found: Found | None = None) -> str:
     return "\n".join(lines)
 
 
-def _labelled(plan: TrainPlan) -> Iterator[tuple[str, Node]]:
-    """The numbers by what they are called, the parts of the days below them."""
+def labelled(nodes: Mapping[str, Node]) -> Iterator[tuple[str, Node]]:
+    """A plan's numbers by what they are called, the parts of the days below them."""
     for name, label in LABELS.items():
-        node = getattr(plan, name)
-        yield label, node
+        if name not in nodes:
+            continue
+        yield label, nodes[name]
         if name == "days":
-            yield from ((f"  {part.name}", part) for part in node.children)
+            yield from ((f"  {part.name}", part) for part in nodes[name].children)
 
 
 def _step(plan: TrainPlan) -> str:

@@ -20,7 +20,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import TypeAlias
 
 from isoflop.quantity.basis import Basis, Interval
@@ -174,13 +174,17 @@ class Symbol(Expr):
             return _render_literal(self.given, rank)
         return self.name
 
-    def draws(self) -> list[float]:
+    def draws(self) -> tuple[float, ...]:
         """`DRAWS` values from the symbol's spread, the same ones in every process."""
         if self.spread is None or self.given is None:
             raise ValueError(f"the size {self.name!r} has no spread to draw from")
-        stream = random.Random(f"isoflop:{self.name}")
-        middle = float(self.given)
-        return [self.spread.quantile(middle, stream.gauss(0, 1)) for _ in range(DRAWS)]
+        return _draws(self.name, float(self.given), self.spread)
+
+
+@lru_cache(maxsize=256)
+def _draws(name: str, middle: float, spread: Interval) -> tuple[float, ...]:
+    stream = random.Random(f"isoflop:{name}")
+    return tuple(spread.quantile(middle, stream.gauss(0, 1)) for _ in range(DRAWS))
 
 
 @dataclass(frozen=True, slots=True)

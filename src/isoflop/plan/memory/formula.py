@@ -34,7 +34,9 @@ class Content(NamedTuple):
         return memory_training_held(job, root, layout, kinds, first=self.first, last=self.last)
 
 
-def stages_by_content(arch: Arch, pp: int, virtual: int) -> Iterator[tuple[int, Content, Counter[str]]]:
+def stages_by_content(
+    arch: Arch, pp: int, virtual: int
+) -> Iterator[tuple[int, Content, Counter[str]]]:
     """The stages that may hold most: index, content, and layers of each kind.
 
     >>> from isoflop.arch import gpt

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from isoflop.arch import Arch
-from isoflop.count import params
+from isoflop.count import Recompute, params
 from isoflop.errors import InputError, Problem
 from isoflop.hardware import Cluster
 from isoflop.hardware.chip import Precision as Format
@@ -15,7 +15,6 @@ from isoflop.plan.economics import dollars, energy_mwh, price_of, tonnes_co2e
 from isoflop.plan.goodput import Rhythm, Trouble
 from isoflop.plan.layout import Layout, Refusal
 from isoflop.plan.memory.place import barely
-from isoflop.plan.memory.shard import Recompute
 from isoflop.plan.training.ask import UNKNOWN, TrainAsk, problems_of
 from isoflop.plan.training.put import Put, put
 from isoflop.plan.training.quickest import Ranking
@@ -23,6 +22,7 @@ from isoflop.plan.training.quoted import Quoted, quoted_for
 from isoflop.plan.training.work import STATES, Counting, Work, accelerator_seconds, named
 from isoflop.quantity import Basis, Expr, Node, Symbol, alias, branch, leaf
 from isoflop.quantity.node import plain
+
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
@@ -97,7 +97,9 @@ class TrainPlan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was filled in, what could not be timed, whether the run fits by a hair only."""
-        share = f"a share of the roofline's rate is assumed, for no step can be timed: {self.untimed}"
+        share = (
+            f"a share of the roofline's rate is assumed, for no step can be timed: {self.untimed}"
+        )
         untimed = [share] if self.untimed else []
         return (*self.ask.chosen, *untimed, *barely(self.bytes_per_accelerator, self.cluster.chip))
 

@@ -121,7 +121,7 @@ def quickest(ask: TrainAsk) -> Ranking | None:
     room = float(ask.cluster.chip.bytes_memory.value)
     first, fits, large = clock.policies[0], list[Timed](), list[tuple[Timed, float]]()
     n_timed = len(layouts)
-    for least, at in sorted((clock.seconds(l, first), i) for i, l in enumerate(layouts)):
+    for least, at in sorted((clock.seconds(one, first), i) for i, one in enumerate(layouts)):
         if len(fits) == 2 and least >= fits[1].seconds:
             break
         for policy in clock.policies:
@@ -144,7 +144,7 @@ def listed(ask: TrainAsk) -> Iterator[Layout]:
     """The layouts of the list; idle accelerators only where nothing else is legal."""
     found = [layout for n in _micro_batches(ask) for layout in _split(ask, n)]
     count = ask.cluster.count
-    busy = [l for l in found if IDLE_ONE_IN * (count - l.n_accelerators) <= count]
+    busy = [one for one in found if IDLE_ONE_IN * (count - one.n_accelerators) <= count]
     for layout in busy or found:
         yield from _chunked(ask, layout)
 
@@ -208,9 +208,9 @@ class _Formulas:
         domain = cluster.per_node or cluster.chip.per_node
         wide = 2 * domain if used > domain else 2
         many = {"tp": 2, "ep": 2, "virtual": 2, "pp": wide, "dp": wide, "cp": wide}
-        above = {n: most if any(getattr(l, n) > 1 for l in self.layouts) else 1
+        above = {n: most if any(getattr(one, n) > 1 for one in self.layouts) else 1
                  for n, most in many.items()}  # fmt: skip
-        return Layout(**above, zero=zero)
+        return Layout(**above, zero=zero)  # type: ignore[arg-type]  # sizes by field
 
     def sizes(self, layout: Layout) -> list[int]:
         return list(sizes_of(layout, self.ask.global_batch).values())
@@ -230,7 +230,9 @@ class _Clock(_Formulas):
 
 @dataclass(frozen=True)
 class _Scale(_Formulas):
-    known: dict[tuple[int, int], list[tuple[int, Content, Counter[str]]]] = field(default_factory=dict)
+    known: dict[tuple[int, int], list[tuple[int, Content, Counter[str]]]] = field(
+        default_factory=dict
+    )
 
     def bytes_held(self, layout: Layout, policy: Recompute) -> float:
         """Of the fullest stage."""
