@@ -41,7 +41,8 @@ OPTIONAL: dict[Form, str] = {
     "memory": "trainable_params gpu_type cp ep precision optimizer step_time_s tokens_per_s_per_gpu "
     "source verified",
     "run": "params active_params num_gpus wall_days power_W_per_gpu energy_MWh tCO2e pue "
-    "kgCO2_per_kWh train_flops cost_usd mfu_pct source verified notes",
+    "kgCO2_per_kWh train_flops cost_usd mfu_pct seq_len global_batch_seqs tp pp dp cp ep virtual_pp "
+    "micro_batch recompute zero_fsdp sequence_parallel precision stack source verified notes",
 }
 
 
