@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -26,7 +26,7 @@ On = Annotated[str, Parameter(name="--on", help="Accelerators, such as 1024xa100
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """Failures, in place of assumptions.
+    """What keeps a run from its steps, in place of assumptions.
 
     Parameters
     ----------
@@ -34,15 +34,18 @@ class Failures:
         Mean hours between the failures of one accelerator.
     seconds_restart
         Time from a failure until the run trains again, such as 10min.
+    overrun
+        Hours of the run over what its steps, checkpoints and failures take; 1 is as planned.
     """
 
     mtbf_hours: Real | None = None
     seconds_restart: Annotated[Duration | None, Parameter(name="--restart")] = None
+    overrun: Real | None = None
 
     @property
     def said(self) -> Trouble | None:
         """What was said of them; None where nothing was."""
-        return None if self == Failures() else Trouble(self.mtbf_hours, self.seconds_restart)
+        return None if self == Failures() else Trouble(**asdict(self))
 
 
 def risk_text(rhythm: Rhythm, days: Node) -> str:

@@ -22,6 +22,7 @@ from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.plan.assumed import (
     HOST_RATE,
     HOURS_BETWEEN_FAILURES,
+    OVERRUN,
     SECONDS_RESTART,
     STORAGE_RATE,
     choose,
@@ -157,12 +158,16 @@ class Rhythm:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What is known of failures: `mtbf_hours` between those of one accelerator, in the mean,
-    and `seconds_restart` until the run trains again. None is as assumed.
+    """What is known of all that keeps a run from its steps; None is as assumed.
+
+    `mtbf_hours` lie between failures of one accelerator, in the mean, and `seconds_restart` pass
+    until the run trains again; `overrun` is what the run takes over steps, checkpoints and
+    failures.
     """
 
     mtbf_hours: float | None = None
     seconds_restart: float | None = None
+    overrun: float | None = None
 
     def rhythm(self, bytes_checkpoint: Expr, n_accelerators: Symbol) -> Rhythm:
         """The rhythm of a run under this trouble.
@@ -178,6 +183,13 @@ class Trouble:
         )
         beat.check()
         return beat
+
+    def wall(self, beat: Rhythm, seconds_training: Expr) -> Node:
+        """Wall time as a tree: that of the rhythm, and what the run takes beyond it."""
+        planned = beat.wall(seconds_training)
+        more = alias("seconds_planned", planned.total) * (choose(OVERRUN, self.overrun) - 1)
+        beyond = leaf("overrun", "seconds", more, basis=Basis.MODELLED)
+        return branch(planned.name, "seconds", [*planned.children, beyond])
 
 
 def interval_young(stall: Expr, between_failures: Expr) -> Expr:

@@ -54,7 +54,7 @@ RECIPES: dict[str, Recipe] = {
         "Megatron-LM's tensor parallelism, fp16, batches of 2 M tokens",
         {"num_gpus": "992", "seq_len": "2048", "global_batch_seqs": "992", "precision": "fp16",
          "tp": "8", "pp": "1", "micro_batch": "8", "recompute": "full", "zero_fsdp": "fsdp",
-         "stack": "megatron-2021"},
+         "stack": "metaseq"},
         {"tokens": "300e9"},
     ),
     "gpt-3-175b": Recipe(

@@ -34,7 +34,8 @@ class Ask:
 
     `recompute` None is the quickest that fits; `global_batch` None follows the tokens.
     `mtbf_hours` lie between the failures of one accelerator, in the mean, and
-    `seconds_restart` pass until the run trains again: on top of a rate given too. `price` is in
+    `seconds_restart` pass until the run trains again; `overrun` is what it takes beyond: all on
+    top of a rate given too. `price` is in
     dollars per accelerator-hour; `mfu`, `tflops`, `stack`, `watts`, `pue`, `carbon` as in
     `plan_train`; `beliefs` as in a `Setting`.
 
@@ -61,6 +62,7 @@ class Ask:
     carbon: float | None = None
     mtbf_hours: float | None = None
     seconds_restart: float | None = None
+    overrun: float | None = None
     days: float | None = None
     stack: str | None = None
     beliefs: Beliefs = field(default_factory=shipped)

@@ -183,5 +183,5 @@ def _plan(ask: Ask, arch: Arch, tokens: int, batch: int) -> TrainPlan:
     return planned(TrainAsk(
         work, ask.cluster, batch, ask.precision, mfu=ask.mfu, tflops=ask.tflops, price=ask.price,
         watts=ask.watts, pue=ask.pue, carbon=ask.carbon, stack=ask.stack, beliefs=ask.beliefs,
-        trouble=Trouble(ask.mtbf_hours, ask.seconds_restart), may_recompute=ask.recompute is None,
+        trouble=Trouble(ask.mtbf_hours, ask.seconds_restart, ask.overrun), may_recompute=ask.recompute is None,
     ))  # fmt: skip

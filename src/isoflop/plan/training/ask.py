@@ -30,7 +30,7 @@ class TrainAsk:
     """What a training plan is asked for; `plan_train` says what each field means.
 
     `may_recompute`: where the layout is open, so is recomputation, whatever `work` has.
-    `trouble` None: failures are as assumed, and in a rate that is given. `chosen` says in words
+    `trouble` None: it is as assumed, and within a rate that is given. `chosen` says in words
     what was left open and filled in by whoever asks.
     """
 
@@ -59,7 +59,7 @@ class TrainAsk:
 
     @property
     def failures(self) -> Trouble | None:
-        """The failures that come on top of the steps."""
+        """What comes on top of the steps."""
         return Trouble() if self.trouble is None and not self.rate_given else self.trouble
 
     @property

@@ -30,8 +30,8 @@ class TrainPlan:
 
     `flops` is the model's own work by the named convention; `flops_hardware` adds what is
     recomputed; `flops_6nd` is the rule of thumb, whatever the convention. `days` are of wall
-    time: its parts are the steps, the stalls of checkpoints and what failures cost, by
-    `rhythm`; hours, energy and money follow from it. `ranking` is of the layouts timed where
+    time: its parts are the steps, the stalls of checkpoints, what failures cost by `rhythm`,
+    and what a run takes beyond these; hours, energy and money follow from it. `ranking` is of the layouts timed where
     the planner chose. `quoted` is what others have said that training this model takes.
     """
 
@@ -155,6 +155,7 @@ def plan_train(
     stack: str | None = None,
     mtbf_hours: float | None = None,
     seconds_restart: float | None = None,
+    overrun: float | None = None,
 ) -> TrainPlan:
     """Plan a training run.
 
@@ -167,9 +168,10 @@ def plan_train(
 
     A rate given stands instead: `tflops` is that of one accelerator in 10^12 hardware FLOPs per
     second, recomputation counted, `mfu` the share of peak that the model's own FLOPs reach.
-    It is taken as that of the whole run, so failures come on top only where something is said of
-    them: `mtbf_hours` between those of one accelerator, `seconds_restart` after each. Otherwise
-    they always do. `price` is in dollars per accelerator-hour, `watts` per accelerator with its
+    It is taken as that of the whole run, so nothing comes on top of it unless something is said
+    of failures (`mtbf_hours` between those of one accelerator, `seconds_restart` after each) or
+    of `overrun`, what the run takes over steps, checkpoints and failures. On top of timed steps
+    all of these come. `price` is in dollars per accelerator-hour, `watts` per accelerator with its
     host, `carbon` in kg of CO2e per kWh.
 
     Raises:
@@ -186,7 +188,7 @@ def plan_train(
     tp=1 pp=1 dp=8 zero=0 19.0
     """
     work = Work(arch, tokens, seq_len, convention, recompute or "none", source_len, images)
-    said = Trouble(mtbf_hours, seconds_restart)
+    said = Trouble(mtbf_hours, seconds_restart, overrun)
     ask = TrainAsk(work, cluster, global_batch, precision, micro_batch, layout, mfu=mfu,
                    tflops=tflops, price=price, watts=watts, pue=pue, carbon=carbon, stack=stack,
                    trouble=None if said == Trouble() else said,
@@ -231,7 +233,7 @@ def planned(ask: TrainAsk) -> TrainPlan:
     ask, work, chip = found.ask, found.ask.work, ask.cluster.chip
     used = Symbol("n_accelerators_used", found.layout.n_accelerators)
     beat = None if ask.failures is None else ask.failures.rhythm(bytes_checkpoint(ask), used)
-    days = _days(_seconds(found, used), beat)
+    days = _days(_seconds(found, used), ask.failures, beat)
     hours = leaf("accelerator_hours", "hours", 24 * used * alias("days", days.total),
                  basis=Basis.MODELLED)  # fmt: skip
     paid = alias("accelerator_hours", hours.total)
@@ -275,11 +277,11 @@ def _seconds(found: Put, used: Symbol) -> Expr:
                                mfu=ask.mfu, tflops=ask.tflops) / used  # fmt: skip
 
 
-def _days(seconds: Expr, beat: Rhythm | None) -> Node:
-    """Wall time, of which steps, checkpoints and failures are the parts."""
-    if beat is None:
+def _days(seconds: Expr, trouble: Trouble | None, beat: Rhythm | None) -> Node:
+    """Wall time, of which steps, checkpoints, failures and what overruns are the parts."""
+    if trouble is None or beat is None:
         return leaf("days", "days", seconds / 86_400, basis=Basis.MODELLED)
-    parts = beat.wall(alias("seconds_steps", seconds)).children
+    parts = trouble.wall(beat, alias("seconds_steps", seconds)).children
     return branch("days", "days", [
         leaf(part.name, "days", part.total / 86_400, basis=Basis.MODELLED) for part in parts
     ])  # fmt: skip
