@@ -4,7 +4,7 @@ Money buys accelerator-hours; a plan of the model at hand says what tokens an ho
 quickest layout and with what failures and checkpoints leave of it (training/plan.py); a law says what size
 makes the best of it; and the size changes what an hour trains. The loop is run until the
 size stays; then, since hours train more FLOPs of some sizes than of others, neighbours are
-tried as long as the loss falls. Everything derived comes from the exact count of a concrete spec, not from the
+tried as long as the loss falls, and half and double the size. Everything derived comes from the exact count of a concrete spec, not from the
 round number that the law asked for.
 """
 
@@ -51,17 +51,29 @@ def plan_budget(ask: Ask) -> BudgetPlan:
     >>> round(plan.chosen.n_params / 1e9, 1), round(plan.chosen.loss, 1)
     (2.8, 2.3)
     """
-    chosen = _settle(ask)
-    spread = spread_of(ask.law)
+    best, half, double = _between(ask, _settle(ask))
+    chosen, spread = _exactly(best), spread_of(ask.law)
     return BudgetPlan(
         ask=ask,
         chosen=chosen,
-        half=_try(ask, chosen.n_params / 2, 2 * chosen.tokens),
-        double=_try(ask, chosen.n_params * 2, chosen.tokens / 2),
+        half=half,
+        double=double,
         loss_interval=_loss_interval(spread, ask, chosen),
         params_interval=_params_interval(spread, ask, chosen),
         extrapolation=None if spread is None else chosen.flops / spread.flops_largest,
     )
+
+
+def _between(ask: Ask, best: Choice) -> tuple[Choice, Choice | Refused, Choice | Refused]:
+    """The best size, half of it and twice it, neither of which is better.
+
+    Between sizes whose layouts differ the loss can have a second bottom.
+    """
+    half, double = (_try(ask, best.n_params * f, best.tokens / f) for f in (0.5, 2))
+    better = [c for c in (half, double) if isinstance(c, Choice) and c.loss < best.loss]
+    if not better:
+        return best, half, double
+    return _between(ask, _around(ask, min(better, key=lambda c: c.loss)))
 
 
 def _loss_interval(spread: Spread | None, ask: Ask, chosen: Choice) -> Interval | None:
@@ -96,7 +108,12 @@ def _settle(ask: Ask) -> Choice:
         wanted = ask.demand.optimum(ask.law, choice.flops).params
         n_params, tokens = wanted * choice.n_params / choice.n_law, choice.tokens
     best = min(seen.values(), key=lambda c: c.loss)
-    return _exactly(_climb(ask, _climb(ask, best, STEP), 1 / STEP))
+    return _around(ask, best)
+
+
+def _around(ask: Ask, best: Choice) -> Choice:
+    """The best of the sizes in steps to both sides, as far as the loss falls."""
+    return _climb(ask, _climb(ask, best, STEP), 1 / STEP)
 
 
 def _climb(ask: Ask, best: Choice, factor: float) -> Choice:
