@@ -310,11 +310,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
 
 
 def number(value: Expr | Value) -> Expr:
-    """The value as an expression.
-
-    >>> number(3)
-    Number(literal=3)
-    """
+    """The value as an expression."""
     return value if isinstance(value, Expr) else Number(value)
 
 
@@ -335,17 +331,18 @@ def total(terms: Iterable[Expr | Value]) -> Expr:
 def product(factors: Iterable[Expr | Value]) -> Expr:
     """The product, flattened, ones left out, zero if a factor is the literal zero."""
     flat = [number(f) for f in factors]
-    if Number(0) in flat:
+    if any(isinstance(f, Number) and f.literal == 0 for f in flat):
         return Number(0)
     return _flatten("*", flat, unit=1)
 
 
 def _flatten(kind: str, args: Iterable[Expr | Value], unit: int) -> Expr:
-    flat: list[Expr] = []
+    flat: list[Expr] = []  # types are asked for, not equality: a search builds 10^5 of these
     for arg in map(number, args):
-        nested = isinstance(arg, Operation) and arg.kind == kind
-        flat.extend(arg.parts() if nested else (arg,))
-    flat = [a for a in flat if a != Number(unit)]
+        if isinstance(arg, Operation) and arg.kind == kind:
+            flat.extend(arg.args)
+        elif not (isinstance(arg, Number) and arg.literal == unit):
+            flat.append(arg)
     if not flat:
         return Number(unit)
     return flat[0] if len(flat) == 1 else Operation(kind, tuple(flat))
