@@ -126,7 +126,7 @@ class Rhythm:
 
         >>> hour = Rhythm(number(8 * 3600), number(1800), number(60), number(0), number(600))
         >>> [round(float(child.value)) for child in hour.wall(number(10**6)).children]
-        [1000000, 33333, 56001]
+        [1000000, 33333, 56570]
         """
         stalls = seconds_training * (self.stall / self.interval)
         whole = alias("seconds_wall", self.seconds_wall(seconds_training))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from isoflop.hardware import Cluster
 from isoflop.hardware.chip import Precision as Format
 from isoflop.plan.assumed import assumption_json
 from isoflop.plan.economics import dollars, energy_mwh, price_of, tonnes_co2e
-from isoflop.plan.goodput import Rhythm, Trouble
+from isoflop.plan.goodput import NeverEnds, Rhythm, Trouble
 from isoflop.plan.layout import Layout, Refusal
 from isoflop.plan.memory.place import barely
 from isoflop.plan.training.ask import UNKNOWN, TrainAsk, problems_of
@@ -20,7 +21,7 @@ from isoflop.plan.training.put import Put, put
 from isoflop.plan.training.quickest import Ranking
 from isoflop.plan.training.quoted import Quoted, quoted_for
 from isoflop.plan.training.work import STATES, Counting, Work, accelerator_seconds, named
-from isoflop.quantity import Basis, Expr, Node, Symbol, alias, branch, leaf
+from isoflop.quantity import Basis, Expr, Node, Symbol, alias, branch, leaf, number
 from isoflop.quantity.node import plain
 
 
@@ -258,6 +259,18 @@ def planned(ask: TrainAsk) -> TrainPlan:
         ranking=found.ranking,
         untimed=found.untimed,
     )
+
+
+def wall_over_steps(ask: TrainAsk, n_accelerators: int) -> float:
+    """Wall time of a run on so many accelerators over that of its steps; inf if it never ends."""
+    if ask.failures is None:
+        return 1.0
+    used = Symbol("n_accelerators_used", n_accelerators)
+    try:
+        beat = ask.failures.rhythm(bytes_checkpoint(ask), used)
+    except NeverEnds:
+        return math.inf
+    return float(ask.failures.wall(beat, number(1)).value)
 
 
 def bytes_checkpoint(ask: TrainAsk) -> Expr:
