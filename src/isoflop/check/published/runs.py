@@ -56,6 +56,11 @@ def judge_runs(table: Table) -> Runs:
             assumed += cells.assumed
         except (Skip, Infeasible) as why:
             found.append(_unpredicted(cells, str(why).splitlines()[0]))
+        except InputError as error:  # sizes that make no plan
+            bad += [
+                Problem(f"row {cells.line}, {p.field}", p.value, p.rule, p.hint)
+                for p in error.problems
+            ]
         bad += cells.problems
     if bad:
         raise InputError(table.name, shown(bad))
@@ -107,12 +112,13 @@ def read_run(cells: Cells) -> TrainAsk:
         raise Skip("more than one kind of accelerator, shares not stated")
     if "distilled" in cells.text("notes"):
         raise Skip("pruned and distilled: a teacher ran beside it")
-    count = min(cells.or_assume("num_gpus", ACCELERATORS), MOST_CHIPS)
+    count = cells.or_assume("num_gpus", ACCELERATORS, most=MOST_CHIPS)
     cluster = read_cluster(cells, "hardware", count)
     if cluster is None:
         raise Skip("the accelerator is not known")
     arch = entry(name).arch
-    seq_len = min(LARGEST_SEQ_LEN, cells.or_assume("seq_len", min(arch.max_seq_len, LONGEST)))
+    usual = min(arch.max_seq_len, LONGEST)
+    seq_len = cells.or_assume("seq_len", usual, "the model's longest", most=LARGEST_SEQ_LEN)
     batch = cells.whole("global_batch_seqs", LARGEST_BATCH)
     if batch is None:
         batch = sequences_per_step(tokens, seq_len, count)

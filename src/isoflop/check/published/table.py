@@ -168,9 +168,9 @@ class Cells:
             return None
         return value
 
-    def or_assume(self, column: str, value: int, why: str = "") -> int:
+    def or_assume(self, column: str, value: int, why: str = "", *, most: int = 10**12) -> int:
         """The cell's whole number; where it is blank the value, listed as assumed."""
-        found = self.whole(column)
+        found = self.whole(column, most)
         if found is not None:
             return found
         if not self.text(column):
