@@ -578,7 +578,7 @@ def scaled(chip: Chip, field: str, factor: float) -> Chip:
     return replace(chip, **changed)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(st.sampled_from(["l4", "a100-sxm-40gb", "h100-sxm"]), st.floats(1, 10))
 def test_more_bandwidth_never_slows(name: str, factor: float) -> None:
     def hours(chip: Chip) -> float:
@@ -593,7 +593,9 @@ def test_more_bandwidth_never_slows(name: str, factor: float) -> None:
 @given(st.sampled_from([1, 2, 8, 16]), st.floats(1, 4))
 def test_more_memory_never_refuses_what_fitted(count: int, factor: float) -> None:
     def plan(chip: Chip) -> TrainPlan:
-        return plan_train(LLAMA2_7B, 10**9, Cluster(chip, count), seq_len=4096, global_batch=16)
+        """A rate given, so the smallest that fits; of the quickest see test_quickest.py."""
+        return plan_train(LLAMA2_7B, 10**9, Cluster(chip, count), seq_len=4096, global_batch=16,
+                          mfu=0.4)  # fmt: skip
 
     chip = find("a100-sxm-40gb")
     try:
