@@ -32,7 +32,7 @@ from isoflop.count import FLOPS_CONVENTIONS, Workload, params
 from isoflop.hardware import parse_cluster
 from isoflop.plan.search import search
 from isoflop.plan.step.setting import Setting
-from isoflop.plan.training.plan import TrainAsk
+from isoflop.plan.training.ask import TrainAsk
 from isoflop.plan.training.work import Work
 
 Row: TypeAlias = dict[str, Any]

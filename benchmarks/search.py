@@ -20,7 +20,7 @@ import numpy as np
 from isoflop.arch.zoo import entry
 from isoflop.hardware import parse_cluster
 from isoflop.plan.search import Found, search
-from isoflop.plan.training.plan import TrainAsk
+from isoflop.plan.training.ask import TrainAsk
 from isoflop.plan.training.work import Work
 
 #: model, cluster, tokens of a sequence, sequences of a step, stack

@@ -2,9 +2,10 @@
 
     python benchmarks/training_runs.py PATH/TO/training_runs.csv -o docs/run-validation.md
 
-A row is predicted from its model, its tokens and its machine alone: the roofline times the
-assumed utilization that `isoflop plan train` takes where the user says nothing, the rated
-watts, the assumed PUE and grid. Rows that state too little are listed with the reason.
+A row is predicted as `isoflop plan train` does and as `isoflop validate --rows` judges: from its model,
+its tokens, its machine, and what is known of how it was made
+(`src/isoflop/check/published/run_recipes.py`). Beside it stands what was predicted before steps were
+timed: the roofline times an assumed utilization. Rows that state too little are listed with the reason.
 """
 
 from __future__ import annotations
@@ -14,47 +15,39 @@ import csv
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
-from isoflop.arch.zoo import entry
-from isoflop.hardware import find
-from isoflop.hardware.chip import Precision
+from isoflop.check.published.run_recipes import RECIPES
+from isoflop.check.published.runs import LONGEST, plan_of
+from isoflop.check.published.shapes import Skip
+from isoflop.check.published.table import Cells
 from isoflop.plan.economics import energy_mwh, tonnes_co2e
+from isoflop.plan.training.plan import TrainPlan
 from isoflop.plan.training.work import Work, accelerator_seconds
-from isoflop.quantity import Node, Symbol, leaf
+from isoflop.quantity import Node, Symbol
 from isoflop.quantity.units import format_count
 
 Row: TypeAlias = dict[str, str]
 
-#: The table's models by name in the zoo. All were trained on sequences of at most 8,192.
-MODELS = {
-    "LLaMA-7B": "llama-1-7b", "LLaMA-33B": "llama-1-33b", "OPT-175B": "opt-175b",
-    "Llama-2-7B": "llama-2-7b", "Llama-2-70B": "llama-2-70b", "Llama-3-8B": "llama-3-8b",
-    "Llama-3-70B": "llama-3-70b", "Llama-3.2-1B": "llama-3.2-1b", "Llama-3.2-3B": "llama-3.2-3b",
-    "GPT-3-175B": "gpt3-175b", "PaLM-540B": "palm-540b", "MPT-7B": "mpt-7b",
-    "Pythia-12B": "pythia-12b", "Pythia-2.8B": "pythia-2.8b", "Pythia-1.4B": "pythia-1.4b",
-    "Pythia-160M": "pythia-160m", "Pythia-70M": "pythia-70m",
-}  # fmt: skip
-LONGEST = 8192
-CHIPS: dict[str, tuple[str, Precision]] = {
-    "A100 80GB SXM": ("a100-sxm-80gb", "bf16"), "A100 80GB": ("a100-sxm-80gb", "bf16"),
-    "A100 40GB": ("a100-sxm-40gb", "bf16"), "H100 80GB SXM": ("h100-sxm", "bf16"),
-    "V100": ("v100-sxm-32gb", "fp16"), "TPU v4": ("tpu-v4", "bf16"),
-}  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One number of one row, predicted and published."""
+    """One number of one row: published, predicted, and as it was predicted before."""
 
     row: Row
     predicted: Node
     published: float
+    before: float
 
     @property
     def error(self) -> float:
         return float(self.predicted.value) / self.published - 1
+
+    @property
+    def error_before(self) -> float:
+        return self.before / self.published - 1
 
     @property
     def held(self) -> bool:
@@ -66,20 +59,30 @@ class Line:
         assert interval is not None
         span = f"{format_count(interval.low)} to {format_count(interval.high)}"
         cells = [self.row["row_id"], self.row["model"], self.row["hardware"], format_count(self.published),
-                 format_count(self.predicted.value), span, f"{self.error:+.0%}",
+                 f"{self.error_before:+.0%}", format_count(self.predicted.value), span, f"{self.error:+.0%}",
                  "yes" if self.held else "no", "" if self.row["verified"] == "yes" else "recalled"]  # fmt: skip
         return f"| {' | '.join(cells)} |"
+
+
+@cache
+def _plan(items: tuple[tuple[str, str], ...]) -> TrainPlan | str:
+    try:
+        return plan_of(Cells(dict(items), 1))
+    except Skip as why:
+        return str(why)
+
+
+def plan(row: Row) -> TrainPlan | str:
+    """The plan of a row, or why there is none."""
+    return _plan(tuple(row.items()))
 
 
 def why_not(row: Row) -> str:
     """Why a row has no prediction; empty where it has one."""
     if hours_published(row) is None:
         return "neither hours nor accelerators and days stated"
-    if not row["tokens"]:
-        return "tokens not stated"
-    if row["model"] not in MODELS:
-        return "no spec of the model in the zoo"
-    return "" if row["hardware"] in CHIPS else "more than one kind of accelerator"
+    found = plan(row)
+    return found if isinstance(found, str) else ""
 
 
 def hours_published(row: Row) -> float | None:
@@ -90,15 +93,22 @@ def hours_published(row: Row) -> float | None:
     return None
 
 
-def predictions(row: Row) -> dict[str, Node]:
-    """Accelerator-hours, energy and CO2e of a row's model, tokens and machine."""
-    arch, (name, precision) = entry(MODELS[row["model"]]).arch, CHIPS[row["hardware"]]
-    chip = find(name)
+def nodes_of(found: TrainPlan) -> dict[str, Node]:
+    return {
+        "hours": found.accelerator_hours,
+        "energy": found.energy_mwh,
+        "carbon": found.tonnes_co2e,
+    }
+
+
+def before(row: Row, found: TrainPlan) -> dict[str, float]:
+    """The same numbers from the table's own tokens at a share of the roofline."""
+    arch, chip = found.ask.work.arch, found.cluster.chip
     work = Work(arch, int(float(row["tokens"])), min(arch.max_seq_len, LONGEST))
-    hours = accelerator_seconds(work, chip, precision) / 3600
+    hours = accelerator_seconds(work, chip, found.ask.precision) / 3600
     energy = energy_mwh(hours, chip, watts=None, pue=None)
-    return {"hours": leaf("accelerator_hours", "hours", hours), "energy": energy,
-            "carbon": tonnes_co2e(energy, None)}  # fmt: skip
+    nodes = {"energy": energy, "carbon": tonnes_co2e(energy, None)}
+    return {"hours": float(hours.value), **{n: float(node.value) for n, node in nodes.items()}}
 
 
 def from_hours(row: Row, name: str) -> float | None:
@@ -106,10 +116,11 @@ def from_hours(row: Row, name: str) -> float | None:
     inputs = [hours_published(row), row["power_W_per_gpu"], row["pue"]]
     if name == "carbon":
         inputs.append(row["kgCO2_per_kWh"])
-    if row["hardware"] not in CHIPS or not all(inputs):
+    found = plan(row) if all(inputs) else ""
+    if isinstance(found, str):
         return None
     hours = Symbol("accelerator_hours", hours_published(row))
-    energy = energy_mwh(hours, find(CHIPS[row["hardware"]][0]), watts=float(row["power_W_per_gpu"]),
+    energy = energy_mwh(hours, found.cluster.chip, watts=float(row["power_W_per_gpu"]),
                         pue=float(row["pue"]))  # fmt: skip
     node = tonnes_co2e(energy, float(row["kgCO2_per_kWh"])) if name == "carbon" else energy
     return float(node.value)
@@ -121,25 +132,54 @@ PUBLISHED: dict[str, Callable[[Row], float | None]] = {
     "carbon": lambda row: float(row["tCO2e"]) if row["tCO2e"] else None,
 }
 
-HEAD = """| row | model | machine | published | predicted | 90 % range | error | in range | read |
-|---|---|---|--:|--:|---|--:|---|---|"""
+HEAD = """| row | model | machine | published | before | predicted | 90 % range | error | in range | read |
+|---|---|---|--:|--:|--:|---|--:|---|---|"""
 
 
 def lines(rows: list[Row], name: str) -> list[Line]:
     found = []
     for row in rows:
-        published = PUBLISHED[name](row)
-        if published and not why_not(row):
-            found.append(Line(row, predictions(row)[name], published))
+        published, planned = PUBLISHED[name](row), plan(row)
+        if published and not why_not(row) and not isinstance(planned, str):
+            was = before(row, planned)[name]
+            found.append(Line(row, nodes_of(planned)[name], published, was))
     return found
 
 
 def table(found: list[Line]) -> str:
     sizes = [abs(line.error) for line in found]
     held = sum(line.held for line in found)
+    was = statistics.mean(abs(line.error_before) for line in found)
     last = (f"{len(found)} rows: {held} in range; error {statistics.mean(sizes):.0%} on average, "
-            f"{statistics.median(sizes):.0%} in the middle, {max(sizes):.0%} at most.")  # fmt: skip
+            f"{statistics.median(sizes):.0%} in the middle, {max(sizes):.0%} at most; before, {was:.0%} "
+            "on average.")  # fmt: skip
     return "\n".join([HEAD, *map(str, found), "", last])
+
+
+def inputs(rows: list[Row]) -> Iterator[str]:
+    """How each row was planned, and which of it was known."""
+    yield "| row | model | accelerators | software | layout | recompute | known |"
+    yield "|---|---|--:|---|---|---|---|"
+    for row in rows:
+        planned = plan(row)
+        if why_not(row) or isinstance(planned, str):
+            continue
+        recipe = RECIPES.get(row["model"].casefold())
+        told = {} if recipe is None else {**recipe.cells, **recipe.instead}
+        known = sorted({"layout" if n in LAYOUT else WORDS.get(n, n) for n in told})
+        cells = [row["row_id"], row["model"], f"{planned.cluster.count:,}", planned.stack or "share of roofline",
+                 str(planned.layout), planned.ask.work.recompute, ", ".join(known) or "nothing"]  # fmt: skip
+        yield f"| {' | '.join(cells)} |"
+
+
+#: Cells of a recipe that say the layout, and what others are called.
+LAYOUT = {"tp", "pp", "micro_batch", "zero_fsdp"}
+WORDS = {
+    "num_gpus": "accelerators",
+    "global_batch_seqs": "batch",
+    "seq_len": "length",
+    "stack": "software",
+}
 
 
 def own(rows: list[Row]) -> Iterator[str]:
@@ -160,7 +200,11 @@ def page(rows: list[Row]) -> str:
     text = Path(__file__).with_name("training_runs.md").read_text(encoding="utf-8")
     tables = {name: table(lines(rows, name)) for name in PUBLISHED}
     return text.format(
-        n_rows=len(rows), own="\n".join(own(rows)), skipped="\n".join(skipped), **tables
+        n_rows=len(rows),
+        own="\n".join(own(rows)),
+        inputs="\n".join(inputs(rows)),
+        skipped="\n".join(skipped),
+        **tables,
     )
 
 

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import runpy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -264,7 +264,9 @@ def test_the_page_of_runs_is_what_the_script_writes() -> None:
     assert script["page"](rows) == (ROOT / "docs" / "run-validation.md").read_text()
     hours = script["lines"](rows, "hours")
     assert len(hours) >= 15
-    assert sum(line.held for line in hours) / len(hours) >= 0.7
+    assert sum(line.held for line in hours) / len(hours) >= 0.85
+    errors = [abs(line.error) for line in hours]
+    assert sum(errors) < 0.75 * sum(abs(line.error_before) for line in hours)
 
 
 def test_the_default_range_holds_most_published_runs() -> None:
@@ -576,7 +578,7 @@ def scaled(chip: Chip, field: str, factor: float) -> Chip:
     return replace(chip, **changed)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(st.sampled_from(["l4", "a100-sxm-40gb", "h100-sxm"]), st.floats(1, 10))
 def test_more_bandwidth_never_slows(name: str, factor: float) -> None:
     def hours(chip: Chip) -> float:
@@ -591,7 +593,9 @@ def test_more_bandwidth_never_slows(name: str, factor: float) -> None:
 @given(st.sampled_from([1, 2, 8, 16]), st.floats(1, 4))
 def test_more_memory_never_refuses_what_fitted(count: int, factor: float) -> None:
     def plan(chip: Chip) -> TrainPlan:
-        return plan_train(LLAMA2_7B, 10**9, Cluster(chip, count), seq_len=4096, global_batch=16)
+        """A rate given, so the smallest that fits; of the quickest see test_quickest.py."""
+        return plan_train(LLAMA2_7B, 10**9, Cluster(chip, count), seq_len=4096, global_batch=16,
+                          mfu=0.4)  # fmt: skip
 
     chip = find("a100-sxm-40gb")
     try:
@@ -629,10 +633,20 @@ def test_every_range_holds_its_number_and_is_named_by_an_assumption() -> None:
     plan = plan_train(
         LLAMA3_8B, 10**12, parse_cluster("64xh100-sxm"), seq_len=8192, global_batch=128
     )
+    trainer = {
+        "slowed_unknown",
+        "residual_unknown",
+        "share_elementwise_unknown",
+        "seconds_host_layer_unknown",
+    }
+    network = {"seconds_call", "efficiency_link", "efficiency_network", "seconds_hop_link",
+               "seconds_hop_network"}  # fmt: skip
+    wall = {"hours_between_failures", "seconds_restart", "bytes_per_second_to_host",
+            "bytes_per_second_storage", "overrun"}  # fmt: skip
     assert {s.name for s in plan.assumptions} == {
-        "utilization_of_roofline", "watts_drawn_per_rated", "pue", "kg_co2e_per_kwh",
+        "watts_drawn_per_rated", "pue", "kg_co2e_per_kwh",
         "bytes_context", "bytes_communicator", "share_fragments",
-    }  # fmt: skip
+    } | trainer | network | wall  # fmt: skip
     for name in ("accelerator_hours", "days", "energy_mwh", "tonnes_co2e", "dollars",
                  "bytes_per_accelerator"):  # fmt: skip
         node = plan.nodes()[name]
@@ -665,17 +679,8 @@ def test_the_json_has_the_promised_keys() -> None:
         "bytes_per_accelerator",
     ):
         assert isinstance(out[key], int | float), key
-    assert out["layout"] == {
-        "tp": 1,
-        "pp": 1,
-        "dp": 8,
-        "zero": 0,
-        "micro_batch": 1,
-        "cp": 1,
-        "ep": 1,
-        "virtual": 1,
-        "sequence_parallel": True,
-    }
+    assert out["layout"] == asdict(plan.layout)
+    assert out["ranking"]["best"]["layout"] == out["layout"]
     assert {"name", "value", "interval", "meaning", "source"} == set(out["assumptions"][0])
 
 

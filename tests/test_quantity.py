@@ -15,6 +15,7 @@ from isoflop.quantity import (
     Expr,
     Interval,
     Symbol,
+    alias,
     branch,
     ceil_div,
     expm1,
@@ -178,3 +179,17 @@ def test_sizes_are_read_as_people_write_them() -> None:
     assert parse_seconds("30 min") == 1800
     assert format_bytes(1e9) == "1 GB"
     assert format_seconds(90) == "90 s"
+
+
+def test_an_alias_is_written_by_its_name_and_is_what_it_stands_for() -> None:
+    rate = Symbol("rate", 2.0, Basis.ASSUMED, Interval(1.0, 4.0))
+    plain = 12 / rate
+    named = alias("hours", plain)
+    whole = (3 * named + 1) / rate
+    assert whole.text == "(3 * hours + 1) / rate"
+    assert whole.value == ((3 * plain + 1) / rate).value
+    assert whole.interval() == ((3 * plain + 1) / rate).interval()
+    assert set(whole.symbols()) == {"hours", "rate"}
+    assert whole.evaluate({"rate": 4.0}) == (3 * 3 + 1) / 4
+    names = {name: symbol.value for name, symbol in whole.symbols().items()}
+    assert eval(whole.text, {}, names) == whole.value

@@ -24,7 +24,7 @@ from isoflop.plan.search.run import sub_counts
 from isoflop.plan.search.space import IDLE_ONE_IN, MOST_MICRO_BATCH, Space
 from isoflop.plan.search.weigh import weigh
 from isoflop.plan.step.seconds import step_time
-from isoflop.plan.training.plan import TrainAsk
+from isoflop.plan.training.ask import TrainAsk
 from isoflop.plan.training.work import Work
 
 SMALL = gpt("small", d_model=512, n_layers=6, n_heads=8, vocab_size=5000, max_seq_len=4096)

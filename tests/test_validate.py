@@ -346,7 +346,7 @@ RUN = {"row_id": "R", "model": "LLaMA-7B", "tokens": "1e12", "hardware": "A100 8
 def test_whatever_the_cells_say_a_run_is_judged_skipped_or_refused(cells: dict[str, str]) -> None:
     table = Table("made", "run", ({**RUN, **{k: v.strip() for k, v in cells.items()}},), (2,))
     try:
-        rows = judge_runs(table)
+        rows = judge_runs(table).rows
     except InputError as error:
         assert "row 2" in str(error)  # noqa: PT017
     else:

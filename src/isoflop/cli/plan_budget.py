@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from cyclopts import Parameter
 
 from isoflop.arch import Attention
 from isoflop.cli.laws import read_law
-from isoflop.cli.options import Count, Duration, Json, Real
+from isoflop.cli.options import Count, Json, Real
 from isoflop.cli.output import emit, say
-from isoflop.cli.plan import On, numbers
-from isoflop.cli.plan_train import AS_ASSUMED, LABELS, Terms
+from isoflop.cli.plan import Failures, On, numbers, percent, risk_text
+from isoflop.cli.plan_train import AS_ASSUMED, Terms, labelled, read_stack
 from isoflop.errors import MISSING, Infeasible, InputError, Problem
 from isoflop.hardware import parse_cluster
 from isoflop.laws import Demand, Law
@@ -23,7 +23,6 @@ from isoflop.quantity.units import (
     format_bytes,
     format_count,
     format_exact,
-    format_seconds,
     format_si,
     format_value,
 )
@@ -93,25 +92,8 @@ class Purpose:
         return read_law(self.law or (LAW if self.unique_tokens is None else LAW_REPEATED))
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Failures, in place of assumptions.
-
-    Parameters
-    ----------
-    mtbf_hours
-        Mean hours between the failures of one accelerator.
-    seconds_restart
-        Time from a failure until the run trains again, such as 10min.
-    """
-
-    mtbf_hours: Real | None = None
-    seconds_restart: Annotated[Duration | None, Parameter(name="--restart")] = None
-
-
 #: Nothing said: nothing served, data without end, failures as assumed.
-NO_AMOUNT, ANY_PURPOSE, AS_USUAL = Amount(), Purpose(), Trouble()
+NO_AMOUNT, ANY_PURPOSE, AS_USUAL = Amount(), Purpose(), Failures()
 
 
 def plan_budget_command(
@@ -127,7 +109,8 @@ def plan_budget_command(
     precision: str = "bf16",
     recompute: str | None = None,
     terms: Terms = AS_ASSUMED,
-    trouble: Trouble = AS_USUAL,
+    trouble: Failures = AS_USUAL,
+    stack: str | None = None,
     as_json: Json = False,
 ) -> None:
     """Find the best model that a budget trains, and plan its run.
@@ -147,7 +130,9 @@ def plan_budget_command(
     precision
         fp32, bf16 or another that the accelerator computes in.
     recompute
-        none, selective or full; the least that fits when not given.
+        none, selective or full; the quickest when not given.
+    stack
+        The trainer's software whose steps are timed, by name or by file, as in plan train.
     """
     kind, size = amount.one()
     ask = Ask(
@@ -155,7 +140,7 @@ def plan_budget_command(
         seq_len=seq_len, vocab_size=vocab_size, family=family, global_batch=global_batch, days=days,
         precision=precision,  # type: ignore[arg-type]  # checked by Ask, which lists the choices
         recompute=recompute,  # type: ignore[arg-type]
-        **asdict(terms), **asdict(trouble),
+        **asdict(terms), **asdict(trouble), **read_stack(stack),
     )  # fmt: skip
     plan = plan_budget(ask)
     if as_json:
@@ -197,11 +182,12 @@ def render_budget(plan: BudgetPlan) -> str:
         f"loss {chosen.loss:.3f}{_loss_range(plan)}, by {ask.law.name}{_reach(plan)}",
         *_demands(plan),
         "",
-        numbers({LABELS[name]: node for name, node in plan.nodes().items() if name in LABELS}),
+        numbers(dict(labelled(plan.nodes()))),
         "",
         _model(chosen),
         _run(plan),
         _risk(plan),
+        *(f"note    {note}" for note in plan.chosen.run.notes),
         "",
         "the same budget at another size:",
         table([_size(c, chosen) for c in (plan.half, chosen, plan.double)], align="lrrr"),
@@ -277,31 +263,13 @@ def _run(plan: BudgetPlan) -> str:
 
 
 def _risk(plan: BudgetPlan) -> str:
-    nodes = plan.nodes()
-    value = {name: float(node.value) for name, node in nodes.items()}
-    text = (
-        f"risk    {format_count(value['failures'])} failures expected, at least one with "
-        f"{_percent(value['probability_of_failure'])}; a checkpoint every "
-        f"{format_seconds(value['seconds_checkpoint_interval'])}; "
-        f"{_percent(value['goodput'])} of the time trains"
-    )
+    text = f"risk    {risk_text(plan.chosen.rhythm, plan.days)}"
     if plan.probability_in_time is None:
         return text
     return (
         f"{text};\n        "
-        f"done within {plan.ask.days:g} days with {_percent(plan.probability_in_time)}"
+        f"done within {plan.ask.days:g} days with {percent(plan.probability_in_time)}"
     )
-
-
-def _percent(share: float) -> str:
-    """A probability or a share in whole percent, never a false 0 or 100.
-
-    >>> _percent(0.0001), _percent(0.638), _percent(0.9998)
-    ('under 1 %', '64 %', 'over 99 %')
-    """
-    if share < 0.01:
-        return "under 1 %"
-    return "over 99 %" if share > 0.99 else f"{100 * share:.0f} %"
 
 
 def _size(size: Choice | Refused, chosen: Choice) -> list[str]:

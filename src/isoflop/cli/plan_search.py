@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from isoflop.cli.options import Real
 from isoflop.errors import InputError, Problem
-from isoflop.plan.training.plan import TrainAsk
+from isoflop.plan.training.ask import TrainAsk
 from isoflop.quantity.units import format_count, format_seconds
 from isoflop.report.text import table, tree
 

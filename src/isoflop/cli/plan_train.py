@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,17 +13,19 @@ from isoflop.arch.foreign import parse_toml, read_file
 from isoflop.cli.options import Count, Json, Real, Whole, load_model
 from isoflop.cli.output import emit as to_json
 from isoflop.cli.output import say, write
-from isoflop.cli.plan import On, numbers
+from isoflop.cli.plan import Failures, On, numbers, risk_text
 from isoflop.cli.plan_search import NO_HUNT, Hunt, render_found
 from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.hardware import Cluster, parse_cluster
 from isoflop.hardware.fitted import OwnSteps
 from isoflop.plan import Layout, TrainPlan
 from isoflop.plan.emit import emitted
-from isoflop.plan.training.plan import TrainAsk, planned
+from isoflop.plan.training.ask import TrainAsk
+from isoflop.plan.training.plan import planned
 from isoflop.plan.training.quoted import Figure, Quoted, machines
 from isoflop.plan.training.relief import relieved
 from isoflop.plan.training.work import Work, sequences_per_step
+from isoflop.quantity import Node
 from isoflop.quantity.units import format_bytes, format_exact, format_value
 from isoflop.report.text import footer, table, tree
 
@@ -121,7 +123,7 @@ class Terms:
 
 
 #: Nothing said: the planner chooses, and assumes.
-AS_PLANNED, AS_ASSUMED = Split(), Terms()
+AS_PLANNED, AS_ASSUMED, AS_USUAL = Split(), Terms(), Failures()
 
 
 def plan_train_command(
@@ -140,6 +142,7 @@ def plan_train_command(
     convention: str = "model",
     split: Split = AS_PLANNED,
     terms: Terms = AS_ASSUMED,
+    failures: Failures = AS_USUAL,
     stack: str | None = None,
     hunt: Hunt = NO_HUNT,
     emit_: Annotated[str | None, Parameter(name="--emit")] = None,
@@ -163,18 +166,18 @@ def plan_train_command(
     global_batch
         Sequences per step; about 0.58 D^0.571 tokens of them (Step Law) when not given.
     micro_batch
-        Sequences that one model copy works on at once; 1 when not given, or searched.
+        Sequences that one model copy works on at once; the quickest when not given.
     precision
         fp32, bf16 or another that the accelerator computes in.
     recompute
-        none, selective or full; none when not given, or searched.
+        none, selective or full; the quickest when not given.
     convention
         How FLOPs are counted: model (every product of the spec), causal (only the scores that
         the mask leaves) or 6nd (the rule of thumb).
     stack
-        The trainer's software, such as megatron-2022 or torchtitan (`unknown` stands for any
-        other), or the stack.toml of `isoflop calibrate --from`: steps are then timed operator
-        by operator, not by a share of the roofline.
+        The trainer's software whose steps are timed, such as megatron-2022 or torchtitan
+        (`unknown`, which is taken when not given, stands for any other), or the stack.toml of
+        `isoflop calibrate --from`.
     emit_
         Write the layout for a trainer instead: recipe (isoflop's own), torchrun, megatron or
         torchtitan.
@@ -192,8 +195,9 @@ def plan_train_command(
                 source_len, images)  # fmt: skip
     ask = TrainAsk(work, cluster, batch,
                    precision,  # type: ignore[arg-type]
-                   each, **read_stack(stack), chosen=_chosen(seq_len, global_batch, length, batch),
-                   **asdict(terms))  # fmt: skip
+                   micro_batch, **read_stack(stack), **asdict(terms), trouble=failures.said,
+                   may_recompute=recompute is None,
+                   chosen=_chosen(seq_len, global_batch, length, batch))  # fmt: skip
     if hunt.search:
         found = hunt.found(ask, split.said(micro_batch), recompute_too=recompute is None)
         return _tell(found.best, found, emit=emit_, output=output, as_json=as_json)
@@ -201,7 +205,7 @@ def plan_train_command(
     try:
         plan = planned(ask)
     except Infeasible as error:
-        raise relieved(ask, error) from None
+        raise relieved(ask.tightest, error) from None
     return _tell(plan, None, emit=emit_, output=output, as_json=as_json)
 
 
@@ -249,28 +253,40 @@ def _tell(
 def render_train(plan: TrainPlan, found: Found | None = None) -> str:
     """A training plan as text: numbers with ranges, memory, what was refused, assumptions."""
     work = plan.ask.work
-    by = "" if plan.ask.stack is None else f", stack {plan.ask.stack}"
+    by = "" if plan.stack is None else f", stack {plan.stack}"
     lines = [
         f"{work.arch.name} on {format_exact(work.tokens)} tokens, {plan.cluster}{by}",
         "",
-        numbers({label: getattr(plan, name) for name, label in LABELS.items()}),
+        numbers(dict(labelled(plan.nodes()))),
+        *([] if plan.rhythm is None else [risk_text(plan.rhythm, plan.days)]),
         "",
     ]
     lines += [_step(plan), ""] if found is None and plan.seconds_step is not None else []
     lines += [render_found(found), ""] if found is not None else []
     lines += [
-        f"layout {plan.layout}{_idle(plan)}, batch of {format_exact(plan.ask.global_batch)} x "
+        f"layout {plan.layout}{_idle(plan)}, recompute {work.recompute}, batch of {format_exact(plan.ask.global_batch)} x "
         f"{format_exact(work.seq_len)} tokens: "
         f"{format_bytes(plan.bytes_per_accelerator.value)} per accelerator "
         f"of {format_bytes(plan.cluster.chip.bytes_memory.value)}",
         tree(plan.bytes_per_accelerator, depth=1),
     ]
+    lines += [] if plan.ranking is None else [plan.ranking.why]
     lines += plan.notes
     lines += _refused(plan) if found is None else []
     lines += ["", footer(plan.nodes().values())]
     if plan.quoted and found is None:
         lines += ["", render_quoted(work.arch.name, plan.quoted)]
     return "\n".join(lines)
+
+
+def labelled(nodes: Mapping[str, Node]) -> Iterator[tuple[str, Node]]:
+    """A plan's numbers by what they are called, the parts of the days below them."""
+    for name, label in LABELS.items():
+        if name not in nodes:
+            continue
+        yield label, nodes[name]
+        if name == "days":
+            yield from ((f"  {part.name}", part) for part in nodes[name].children)
 
 
 def _step(plan: TrainPlan) -> str:

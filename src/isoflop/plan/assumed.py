@@ -24,12 +24,12 @@ UTILIZATION = _assumed(
     0.5,
     spread=(0.25, 0.75),
     meaning=(
-        "share of the roofline's rate that a whole training run reaches: kernels, "
-        "communication, pipeline bubbles and interruptions together"
+        "share of the roofline's rate that the steps of a training run reach: kernels, "
+        "communication and pipeline bubbles together"
     ),
     source=(
         "199 published steps of dense models on A100 and H100 reach 0.43 to 0.73 of this "
-        "roofline, median 0.59; those are tuned, and whole runs reach less"
+        "roofline, median 0.59; those are tuned, and most runs reach less"
     ),
 )
 
@@ -130,6 +130,23 @@ SECONDS_RESTART = _assumed(
         "Llama 3 (2407.21783, 3.3.4) trained over 90 % of the time through 466 interruptions in "
         "54 days: at most 17 min each, lost work included; a report on 504 B200 has a median of "
         "11 min between retries"
+    ),
+)
+
+OVERRUN = _assumed(
+    "overrun",
+    1.05,
+    spread=(1.0, 1.5),
+    meaning=(
+        "hours of a run over what its steps, checkpoints and failures take: evaluation, data, "
+        "steps run again when the loss went astray, slow days"
+    ),
+    source=(
+        "hours accounted over tokens at the rate that the same source reports: 1.00 for LLaMA 65B "
+        "(2302.13971, 2.4 and table 15) and DeepSeek-V3 (2412.19437, table 1); 1.17 for Llama 3.1 "
+        "405B (30.84 M hours on its card, 3.8e25 FLOPs at 400 TFLOP/s in 2407.21783, table 4), "
+        "1.13 for BLOOM (1.083 M hours in 2211.02001, 150 TFLOP/s on its card), failures "
+        "included; OPT-175B's 33 days of steps took two months (metaseq chronicles, final update)"
     ),
 )
 

@@ -13,7 +13,7 @@ Json: TypeAlias = Mapping[str, Any]
 SCHEMA, COMMANDS = "isoflop/1", ("plan train", "plan serve")
 #: Parts of a plan's JSON that are derived from the rest, or stand beside it.
 DERIVED = frozenset({"schema", "command", "breakdown", "intervals", "assumptions", "refused", "quoted",
-                     "search", "binding", "notes"})  # fmt: skip
+                     "search", "ranking", "mfu", "binding", "notes"})  # fmt: skip
 #: Parts of a number that are shown, those that moved most first.
 MOST_PARTS = 3
 

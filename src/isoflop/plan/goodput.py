@@ -22,10 +22,26 @@ from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.plan.assumed import (
     HOST_RATE,
     HOURS_BETWEEN_FAILURES,
+    OVERRUN,
     SECONDS_RESTART,
     STORAGE_RATE,
+    choose,
 )
-from isoflop.quantity import Basis, Expr, Interval, Symbol, expm1, maximum, number, sqrt, where
+from isoflop.quantity import (
+    Basis,
+    Expr,
+    Interval,
+    Node,
+    Symbol,
+    alias,
+    branch,
+    expm1,
+    leaf,
+    maximum,
+    number,
+    sqrt,
+    where,
+)
 from isoflop.quantity.basis import NORMAL_90
 from isoflop.quantity.units import format_seconds
 
@@ -105,6 +121,32 @@ class Rhythm:
         square = fixed * fixed + fixed * period + period * period / 3
         return mean + LUCK * sqrt(mean / self.between_failures * square)
 
+    def wall(self, seconds_training: Expr) -> Node:
+        """`seconds_wall` as a tree: the steps, the stalls of checkpoints, and what failures cost.
+
+        >>> hour = Rhythm(number(8 * 3600), number(1800), number(60), number(0), number(600))
+        >>> [round(float(child.value)) for child in hour.wall(number(10**6)).children]
+        [1000000, 33333, 56570]
+        """
+        stalls = seconds_training * (self.stall / self.interval)
+        whole = alias("seconds_wall", self.seconds_wall(seconds_training))
+        lost = whole - seconds_training - stalls
+        parts = {"steps": seconds_training, "checkpoints": stalls, "failures": lost}
+        return branch("seconds_wall", "seconds", [
+            leaf(name, "seconds", size, basis=Basis.MODELLED) for name, size in parts.items()
+        ])  # fmt: skip
+
+    def nodes(self, days: Node) -> dict[str, Node]:
+        """What a run of so many days of wall time meets, by name."""
+        wall = 86_400 * alias("days", days.total)
+        modelled: dict[str, tuple[str, Expr]] = {
+            "goodput": ("", self.goodput),
+            "failures": ("failures", self.failures(wall)),
+            "probability_of_failure": ("", self.probability_of_failure(wall)),
+            "seconds_checkpoint_interval": ("seconds", self.interval),
+        }
+        return {n: leaf(n, u, e, basis=Basis.MODELLED) for n, (u, e) in modelled.items()}
+
     def failures(self, seconds_wall: Expr) -> Expr:
         """Expected number of failures in `seconds_wall`."""
         return seconds_wall / self.between_failures
@@ -112,6 +154,42 @@ class Rhythm:
     def probability_of_failure(self, seconds_wall: Expr) -> Expr:
         """The probability of at least one failure."""
         return -1 * expm1(-1 * self.failures(seconds_wall))
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What is known of all that keeps a run from its steps; None is as assumed.
+
+    `mtbf_hours` lie between failures of one accelerator, in the mean, and `seconds_restart` pass
+    until the run trains again; `overrun` is what the run takes over steps, checkpoints and
+    failures.
+    """
+
+    mtbf_hours: float | None = None
+    seconds_restart: float | None = None
+    overrun: float | None = None
+
+    def rhythm(self, bytes_checkpoint: Expr, n_accelerators: Symbol) -> Rhythm:
+        """The rhythm of a run under this trouble.
+
+        Raises:
+            NeverEnds: the run hardly gets on.
+        """
+        beat = rhythm(
+            bytes_checkpoint,
+            n_accelerators,
+            hours_between_failures=choose(HOURS_BETWEEN_FAILURES, self.mtbf_hours),
+            seconds_restart=choose(SECONDS_RESTART, self.seconds_restart),
+        )
+        beat.check()
+        return beat
+
+    def wall(self, beat: Rhythm, seconds_training: Expr) -> Node:
+        """Wall time as a tree: that of the rhythm, and what the run takes beyond it."""
+        planned = beat.wall(seconds_training)
+        more = alias("seconds_planned", planned.total) * (choose(OVERRUN, self.overrun) - 1)
+        beyond = leaf("overrun", "seconds", more, basis=Basis.MODELLED)
+        return branch(planned.name, "seconds", [*planned.children, beyond])
 
 
 def interval_young(stall: Expr, between_failures: Expr) -> Expr:

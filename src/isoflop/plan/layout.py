@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from isoflop.arch import Arch, Attention, Dense, Experts
 from isoflop.count.blocks import beside
+from isoflop.count.memory_saved import Recompute
 from isoflop.count.stages import pipeline_rules
 from isoflop.errors import Problem
 from isoflop.hardware import Cluster
@@ -78,21 +79,26 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A legal layout that does not fit, by how much, and its largest part."""
+    """A legal layout that does not fit, by how much, and its largest part.
+
+    `recompute` is what it would have made again.
+    """
 
     layout: Layout
     bytes_needed: int
     bytes_available: int
     largest: str
     largest_share: float
+    recompute: Recompute = "none"
 
     @property
     def bytes_over(self) -> int:
         return self.bytes_needed - self.bytes_available
 
     def __str__(self) -> str:
+        again = "" if self.recompute == "none" else f" recompute={self.recompute}"
         return (
-            f"{self.layout}: {format_bytes(self.bytes_needed)} > "
+            f"{self.layout}{again}: {format_bytes(self.bytes_needed)} > "
             f"{format_bytes(self.bytes_available)}, largest part {self.largest} "
             f"{self.largest_share:.0%}"
         )
@@ -100,6 +106,7 @@ class Refusal:
     def to_json(self) -> dict[str, Any]:
         return {
             "layout": self.layout.to_json(),
+            "recompute": self.recompute,
             "bytes_needed": self.bytes_needed,
             "bytes_available": self.bytes_available,
             "largest": self.largest,
@@ -256,11 +263,13 @@ def legal_layouts(
     global_batch: int,
     micro_batch: int = 1,
     seq_len: int | None = None,
+    *,
+    tokens_per_context_rank: int = TOKENS_PER_CONTEXT_RANK,
 ) -> tuple[Layout, ...]:
     """Legal layouts to choose from, each with as many data-parallel copies as fit.
 
     Every tp of a node; pp that divide the layers, or are powers of two; cp where sequences
-    are long; experts whole, dealt out within a node, or as widely as they can be; every
+    leave each rank so many tokens; experts whole, dealt out within a node, or as widely as they can be; every
     ZeRO stage. What is not offered (fewer copies, interleaving) may be legal too.
     """
     heads = min(layer.attention.n_heads for layer in arch.kinds.values())
@@ -269,7 +278,7 @@ def legal_layouts(
         for tp, pp, cp in product(
             divisors(math.gcd(heads, cluster.size_node)),
             _pipelines(arch.n_layers),
-            _contexts(seq_len or 1),
+            _contexts(seq_len or 1, tokens_per_context_rank),
         )
         if tp * pp * cp <= cluster.count
         for layout in _with_copies(
@@ -289,13 +298,13 @@ def _pipelines(n_layers: int) -> list[int]:
     return sorted(powers | set(divisors(n_layers)))
 
 
-def _contexts(seq_len: int) -> list[int]:
+def _contexts(seq_len: int, least: int) -> list[int]:
     """Powers of two that leave each rank enough tokens.
 
-    >>> _contexts(4096), _contexts(131072)
+    >>> _contexts(4096, 8192), _contexts(131072, 8192)
     ([1], [1, 2, 4, 8, 16])
     """
-    most = max(1, seq_len // TOKENS_PER_CONTEXT_RANK)
+    most = max(1, seq_len // least)
     return [2**k for k in range(most.bit_length()) if 2**k <= most]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, cast
 
-from isoflop.quantity.expr import FUNCTIONS, INFIX, OPERATORS, Expr, Operation, Symbol, Value
+from isoflop.quantity.expr import FUNCTIONS, INFIX, OPERATORS, Alias, Expr, Operation, Symbol, Value
 
 #: Operators whose constant arguments may be taken together.
 COMMUTATIVE = frozenset({"+", "*", "max", "min"})
@@ -62,6 +62,8 @@ class _Writer:
     def _enter(self, expr: Expr) -> int:
         if isinstance(expr, Symbol) and expr.name in self.free:
             return self._add((expr.name,), expr.name)
+        if isinstance(expr, Alias):
+            return self._enter(expr.of)
         if not isinstance(expr, Operation):
             return self._literal(expr.value)
         below = [self.enter(part) for part in expr.args]

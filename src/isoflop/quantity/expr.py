@@ -20,7 +20,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import TypeAlias
 
 from isoflop.quantity.basis import Basis, Interval
@@ -68,8 +68,9 @@ class Expr:
         """Every symbol below, by name, in order of appearance."""
         found: dict[str, Symbol] = {}
         for atom in _atoms(self):
-            if isinstance(atom, Symbol):
-                found.setdefault(atom.name, atom)
+            symbol = atom.symbol if isinstance(atom, Alias) else atom
+            if isinstance(symbol, Symbol):
+                found.setdefault(symbol.name, symbol)
         return found
 
     def interval(self) -> Interval | None:
@@ -173,13 +174,40 @@ class Symbol(Expr):
             return _render_literal(self.given, rank)
         return self.name
 
-    def draws(self) -> list[float]:
+    def draws(self) -> tuple[float, ...]:
         """`DRAWS` values from the symbol's spread, the same ones in every process."""
         if self.spread is None or self.given is None:
             raise ValueError(f"the size {self.name!r} has no spread to draw from")
-        stream = random.Random(f"isoflop:{self.name}")
-        middle = float(self.given)
-        return [self.spread.quantile(middle, stream.gauss(0, 1)) for _ in range(DRAWS)]
+        return _draws(self.name, float(self.given), self.spread)
+
+
+@lru_cache(maxsize=256)
+def _draws(name: str, middle: float, spread: Interval) -> tuple[float, ...]:
+    stream = random.Random(f"isoflop:{name}")
+    return tuple(spread.quantile(middle, stream.gauss(0, 1)) for _ in range(DRAWS))
+
+
+@dataclass(frozen=True, slots=True)
+class Alias(Expr):
+    """An expression that is written by its name; its value and its range are its own.
+
+    >>> rate = Symbol("rate", 2.0, Basis.ASSUMED, Interval(1.0, 4.0))
+    >>> hours = alias("hours", 12 / rate)
+    >>> (3 * hours).text, (3 * hours).value, (3 * hours).interval() == (36 / rate).interval()
+    ('3 * hours', 18.0, True)
+    """
+
+    symbol: Symbol
+    of: Expr
+
+    def evaluate(self, bindings: Bindings | None = None) -> Value:
+        return self.of.evaluate(bindings) if bindings else self.symbol.evaluate()
+
+    def parts(self) -> tuple[Expr, ...]:
+        return (self.of,)
+
+    def render(self, rank: int, numbers: bool) -> str:
+        return self.symbol.render(rank, numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +250,7 @@ def _render_literal(value: Value, rank: int) -> str:
 
 
 def _atoms(expr: Expr) -> Iterator[Expr]:
-    """Symbols and numbers; a part that several others share is entered once."""
+    """Symbols, aliases and numbers; a part that several others share is entered once."""
     stack, seen = [expr], set[int]()
     while stack:
         top = stack.pop()
@@ -230,10 +258,9 @@ def _atoms(expr: Expr) -> Iterator[Expr]:
             continue
         seen.add(id(top))
         below = top.parts()
-        if below:
-            stack.extend(reversed(below))
-        else:
+        if not below or isinstance(top, Alias):
             yield top
+        stack.extend(reversed(below))
 
 
 def _divide(a: Value, b: Value) -> Value:
@@ -283,12 +310,13 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
 
 
 def number(value: Expr | Value) -> Expr:
-    """The value as an expression.
-
-    >>> number(3)
-    Number(literal=3)
-    """
+    """The value as an expression."""
     return value if isinstance(value, Expr) else Number(value)
+
+
+def alias(name: str, of: Expr, meaning: str = "") -> Alias:
+    """An expression under a name, for formulas that are built on it."""
+    return Alias(Symbol(name, of.value, Basis.MODELLED, meaning=meaning), of)
 
 
 def total(terms: Iterable[Expr | Value]) -> Expr:
@@ -303,17 +331,18 @@ def total(terms: Iterable[Expr | Value]) -> Expr:
 def product(factors: Iterable[Expr | Value]) -> Expr:
     """The product, flattened, ones left out, zero if a factor is the literal zero."""
     flat = [number(f) for f in factors]
-    if Number(0) in flat:
+    if any(isinstance(f, Number) and f.literal == 0 for f in flat):
         return Number(0)
     return _flatten("*", flat, unit=1)
 
 
 def _flatten(kind: str, args: Iterable[Expr | Value], unit: int) -> Expr:
-    flat: list[Expr] = []
+    flat: list[Expr] = []  # types are asked for, not equality: a search builds 10^5 of these
     for arg in map(number, args):
-        nested = isinstance(arg, Operation) and arg.kind == kind
-        flat.extend(arg.parts() if nested else (arg,))
-    flat = [a for a in flat if a != Number(unit)]
+        if isinstance(arg, Operation) and arg.kind == kind:
+            flat.extend(arg.args)
+        elif not (isinstance(arg, Number) and arg.literal == unit):
+            flat.append(arg)
     if not flat:
         return Number(unit)
     return flat[0] if len(flat) == 1 else Operation(kind, tuple(flat))

@@ -115,13 +115,15 @@ def validate(
         case "memory":
             return _as_shipped(table, judge_memory(table))
         case "run":
-            return _as_shipped(table, judge_runs(table))
+            runs = judge_runs(table)
+            return _as_shipped(table, runs.rows, runs.assumed)
 
 
-def _as_shipped(table: Table, rows: tuple[Judged, ...]) -> Report:
+def _as_shipped(table: Table, rows: tuple[Judged, ...], assumed: Sequence[str] = ()) -> Report:
     return Report(
-        table.name, table.form, "as shipped", rows, {"as shipped": score("as shipped", rows)}
-    )
+        table.name, table.form, "as shipped", rows, {"as shipped": score("as shipped", rows)},
+        assumed=tuple(Counter(assumed).most_common()),
+    )  # fmt: skip
 
 
 def judge_steps(table: Table, predict: Predictor, refit: Refit, headline: Method) -> Report:

@@ -41,7 +41,8 @@ OPTIONAL: dict[Form, str] = {
     "memory": "trainable_params gpu_type cp ep precision optimizer step_time_s tokens_per_s_per_gpu "
     "source verified",
     "run": "params active_params num_gpus wall_days power_W_per_gpu energy_MWh tCO2e pue "
-    "kgCO2_per_kWh train_flops cost_usd mfu_pct source verified notes",
+    "kgCO2_per_kWh train_flops cost_usd mfu_pct seq_len global_batch_seqs tp pp dp cp ep virtual_pp "
+    "micro_batch recompute zero_fsdp sequence_parallel precision stack source verified notes",
 }
 
 
@@ -167,9 +168,9 @@ class Cells:
             return None
         return value
 
-    def or_assume(self, column: str, value: int, why: str = "") -> int:
+    def or_assume(self, column: str, value: int, why: str = "", *, most: int = 10**12) -> int:
         """The cell's whole number; where it is blank the value, listed as assumed."""
-        found = self.whole(column)
+        found = self.whole(column, most)
         if found is not None:
             return found
         if not self.text(column):

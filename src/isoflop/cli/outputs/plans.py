@@ -31,6 +31,7 @@ class Layout(Out):
 
 class Refusal(Out):
     layout: Layout
+    recompute: str
     bytes_needed: int
     bytes_available: int
     largest: str
@@ -122,6 +123,21 @@ class Search(Out):
     sensitivity: list[Sway]
 
 
+class RankedLayout(Out):
+    layout: Layout
+    recompute: str
+    seconds_step: float
+
+
+class Ranking(Out):
+    """Of the layouts timed the quickest that fits, and the next; how many quicker ones do not."""
+
+    timed: int
+    quicker_refused: int
+    best: RankedLayout
+    runner_up: RankedLayout | None
+
+
 class Moved(Out):
     name: str
     a: Any
@@ -173,6 +189,11 @@ class PlanTrain(Command):
     intervals: dict[str, Interval]
     assumptions: list[Assumption]
     refused: list[Refusal]
+    ranking: Ranking | None
+    goodput: float | None = None
+    failures: float | None = None
+    probability_of_failure: float | None = None
+    seconds_checkpoint_interval: float | None = None
     quoted: list[Quoted]
     breakdown: dict[str, Node]
     search: Search | None = None
@@ -255,6 +276,7 @@ class PlanBudget(Command):
     failures: float
     probability_of_failure: float
     seconds_checkpoint_interval: float
+    seconds_step: Number | None = None
     bytes_per_accelerator: Number
     days_limit: float | None
     probability_in_time: float | None
@@ -265,6 +287,8 @@ class PlanBudget(Command):
     global_batch: int
     precision: str
     recompute: str
+    stack: str | None
+    notes: list[str]
     layout: Layout
     n_idle: int
     intervals: dict[str, Interval]

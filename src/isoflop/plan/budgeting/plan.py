@@ -7,19 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from isoflop.arch import Arch
+from isoflop.count.memory_saved import RECOMPUTES, Recompute
 from isoflop.errors import InputError
 from isoflop.hardware import Cluster
 from isoflop.hardware.chip import Precision as Format
+from isoflop.hardware.fitted import Beliefs, shipped
 from isoflop.laws import Demand, Law
 from isoflop.laws.form import FLOPS_PER_PARAM_TOKEN, require
 from isoflop.plan.ask import one_of, whole
 from isoflop.plan.assumed import assumption_json
-from isoflop.plan.economics import price_of, unstated
+from isoflop.plan.economics import dollars, price_of, unstated
 from isoflop.plan.goodput import Rhythm
-from isoflop.plan.memory.shard import Recompute
-from isoflop.plan.training.plan import RECOMPUTES, TrainPlan
+from isoflop.plan.training.plan import TrainPlan
 from isoflop.plan.training.work import STATES
-from isoflop.quantity import Basis, Expr, Interval, Node, Symbol, leaf
+from isoflop.quantity import Basis, Interval, Node, Symbol, alias, leaf
 from isoflop.quantity.node import plain
 
 #: What a budget is counted in. FLOPs are 6 x parameters x tokens, as laws count them.
@@ -31,9 +32,12 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 class Ask:
     """A budget and what it is for.
 
-    `recompute` None is the least that fits; `global_batch` None follows the tokens.
+    `recompute` None is the quickest that fits; `global_batch` None follows the tokens.
     `mtbf_hours` lie between the failures of one accelerator, in the mean, and
-    `seconds_restart` pass until the run trains again. `price` is in dollars per accelerator-hour; `mfu`, `tflops`, `watts`, `pue`, `carbon` as in `plan_train`.
+    `seconds_restart` pass until the run trains again; `overrun` is what it takes beyond: all on
+    top of a rate given too. `price` is in
+    dollars per accelerator-hour; `mfu`, `tflops`, `stack`, `watts`, `pue`, `carbon` as in
+    `plan_train`; `beliefs` as in a `Setting`.
 
     Raises:
         InputError: an amount, length, vocabulary or name out of bounds, or an unstated price.
@@ -58,7 +62,10 @@ class Ask:
     carbon: float | None = None
     mtbf_hours: float | None = None
     seconds_restart: float | None = None
+    overrun: float | None = None
     days: float | None = None
+    stack: str | None = None
+    beliefs: Beliefs = field(default_factory=shipped)
 
     def __post_init__(self) -> None:
         require("plan budget", **{self.kind: self.amount})
@@ -99,12 +106,12 @@ class Choice:
     loss: float
     flops: float
     run: TrainPlan
-    rhythm: Rhythm
 
     @property
-    def seconds_wall(self) -> Expr:
-        """Wall time of the run: steps, stalls, failures, and their chance."""
-        return self.rhythm.seconds_wall(86_400 * self.run.days.total)
+    def rhythm(self) -> Rhythm:
+        """How the run goes on between failures, which a budget always counts."""
+        assert self.run.rhythm is not None
+        return self.run.rhythm
 
     def to_json(self) -> dict[str, Any]:
         return {"params": self.n_params, "tokens": self.tokens, "loss": self.loss}
@@ -144,12 +151,12 @@ class BudgetPlan:
 
     @property
     def days(self) -> Node:
-        return leaf("days", "days", self.chosen.seconds_wall / 86_400, basis=Basis.MODELLED)
+        return self.chosen.run.days
 
     @property
     def accelerator_hours(self) -> Node:
         """Hours paid for: every accelerator of the cluster for the whole wall time."""
-        hours = self.chosen.seconds_wall / 3600 * self.ask.cluster.n_accelerators
+        hours = 24 * self.ask.cluster.n_accelerators * alias("days", self.days.total)
         return leaf("accelerator_hours", "hours", hours, basis=Basis.MODELLED)
 
     @property
@@ -159,25 +166,19 @@ class BudgetPlan:
 
     def nodes(self) -> dict[str, Node]:
         """Every number of the plan that has a formula, by its name in JSON."""
-        run, rhythm = self.chosen.run, self.chosen.rhythm
-        wall, used = self.chosen.seconds_wall, rhythm.goodput
+        run, hours = self.chosen.run, self.accelerator_hours
         price = price_of(self.ask.cluster.chip, self.ask.price)
-        modelled: dict[str, tuple[str, Expr]] = {
-            "energy_mwh": ("MWh", run.energy_mwh.total / used),
-            "tonnes_co2e": ("tonnes", run.tonnes_co2e.total / used),
-            "dollars": ("dollars", self.accelerator_hours.total * price),
-            "goodput": ("", used),
-            "failures": ("failures", rhythm.failures(wall)),
-            "probability_of_failure": ("", rhythm.probability_of_failure(wall)),
-            "seconds_checkpoint_interval": ("seconds", rhythm.interval),
-        }
-        derived = {n: leaf(n, u, e, basis=Basis.MODELLED) for n, (u, e) in modelled.items()}
+        step = {} if run.seconds_step is None else {"seconds_step": run.seconds_step}
         return {
             "flops": run.flops,
-            "accelerator_hours": self.accelerator_hours,
+            "accelerator_hours": hours,
             "days": self.days,
-            **derived,
+            "energy_mwh": run.energy_mwh,
+            "tonnes_co2e": run.tonnes_co2e,
+            "dollars": dollars(alias("accelerator_hours", hours.total), price),
+            **self.chosen.rhythm.nodes(self.days),
             "bytes_per_accelerator": run.bytes_per_accelerator,
+            **step,
         }
 
     @property
@@ -223,6 +224,8 @@ class BudgetPlan:
             "global_batch": chosen.run.ask.global_batch,
             "precision": ask.precision,
             "recompute": chosen.run.ask.work.recompute,
+            "stack": chosen.run.stack,
+            "notes": list(chosen.run.notes),
             "layout": chosen.run.layout.to_json(),
             "n_idle": chosen.run.n_idle,
             "intervals": {name: r.to_json() for name, r in spans.items() if r is not None},

@@ -1,10 +1,10 @@
 """From a budget to a model: how large, on how much data, in how long, at what risk.
 
-Money buys accelerator-hours; failures and checkpoints leave a share of them (goodput.py); a
-plan of the model at hand says what tokens an hour trains (train.py); a law says what size
+Money buys accelerator-hours; a plan of the model at hand says what tokens an hour trains, in the
+quickest layout and with what failures and checkpoints leave of it (training/plan.py); a law says what size
 makes the best of it; and the size changes what an hour trains. The loop is run until the
 size stays; then, since hours train more FLOPs of some sizes than of others, neighbours are
-tried as long as the loss falls. Everything derived comes from the exact count of a concrete spec, not from the
+tried as long as the loss falls, and half and double the size. Everything derived comes from the exact count of a concrete spec, not from the
 round number that the law asked for.
 """
 
@@ -20,13 +20,12 @@ from isoflop.count.shape import shape
 from isoflop.errors import Infeasible, InputError
 from isoflop.laws import Spread, spread_of
 from isoflop.laws.form import FLOPS_PER_PARAM_TOKEN
-from isoflop.plan.assumed import HOURS_BETWEEN_FAILURES, SECONDS_RESTART, choose
 from isoflop.plan.budgeting.plan import Ask, BudgetPlan, Choice, Refused
-from isoflop.plan.goodput import NeverEnds, Rhythm, rhythm
-from isoflop.plan.memory.shard import Recompute
-from isoflop.plan.training.plan import RECOMPUTES, TrainPlan, plan_train
-from isoflop.plan.training.work import STATES, sequences_per_step
-from isoflop.quantity import Interval, Symbol
+from isoflop.plan.goodput import NeverEnds, Trouble
+from isoflop.plan.training.ask import TrainAsk
+from isoflop.plan.training.plan import TrainPlan, planned, what_if
+from isoflop.plan.training.work import Work, sequences_per_step
+from isoflop.quantity import Interval
 
 #: Share of the peak that the first guess of a model's size supposes; the loop forgets it.
 FIRST_UTILIZATION = 0.4
@@ -52,17 +51,29 @@ def plan_budget(ask: Ask) -> BudgetPlan:
     >>> round(plan.chosen.n_params / 1e9, 1), round(plan.chosen.loss, 1)
     (2.8, 2.3)
     """
-    chosen = _settle(ask)
-    spread = spread_of(ask.law)
+    best, half, double = _between(ask, _settle(ask))
+    chosen, spread = _exactly(best), spread_of(ask.law)
     return BudgetPlan(
         ask=ask,
         chosen=chosen,
-        half=_try(ask, chosen.n_params / 2, 2 * chosen.tokens),
-        double=_try(ask, chosen.n_params * 2, chosen.tokens / 2),
+        half=half,
+        double=double,
         loss_interval=_loss_interval(spread, ask, chosen),
         params_interval=_params_interval(spread, ask, chosen),
         extrapolation=None if spread is None else chosen.flops / spread.flops_largest,
     )
+
+
+def _between(ask: Ask, best: Choice) -> tuple[Choice, Choice | Refused, Choice | Refused]:
+    """The best size, half of it and twice it, neither of which is better.
+
+    Between sizes whose layouts differ the loss can have a second bottom.
+    """
+    half, double = (_try(ask, best.n_params * f, best.tokens / f) for f in (0.5, 2))
+    better = [c for c in (half, double) if isinstance(c, Choice) and c.loss < best.loss]
+    if not better:
+        return best, half, double
+    return _between(ask, _around(ask, min(better, key=lambda c: c.loss)))
 
 
 def _loss_interval(spread: Spread | None, ask: Ask, chosen: Choice) -> Interval | None:
@@ -97,7 +108,12 @@ def _settle(ask: Ask) -> Choice:
         wanted = ask.demand.optimum(ask.law, choice.flops).params
         n_params, tokens = wanted * choice.n_params / choice.n_law, choice.tokens
     best = min(seen.values(), key=lambda c: c.loss)
-    return _exactly(ask, _climb(ask, _climb(ask, best, STEP), 1 / STEP))
+    return _around(ask, best)
+
+
+def _around(ask: Ask, best: Choice) -> Choice:
+    """The best of the sizes in steps to both sides, as far as the loss falls."""
+    return _climb(ask, _climb(ask, best, STEP), 1 / STEP)
 
 
 def _climb(ask: Ask, best: Choice, factor: float) -> Choice:
@@ -116,10 +132,9 @@ def _first_flops(ask: Ask) -> float:
     return 3600 * hours * float(chip.peak(ask.precision).value) * FIRST_UTILIZATION
 
 
-def _exactly(ask: Ask, choice: Choice) -> Choice:
-    """The choice with the run of just its tokens; the search planned about as many."""
-    batch, recompute = choice.run.ask.global_batch, choice.run.ask.work.recompute
-    return replace(choice, run=_plan(ask, choice.arch, choice.tokens, batch, recompute))
+def _exactly(choice: Choice) -> Choice:
+    """The choice with the run of just its tokens, in its layout; about as many were planned."""
+    return replace(choice, run=what_if(choice.run, tokens=choice.tokens))
 
 
 def _try(ask: Ask, n_params: float, tokens: float) -> Choice | Refused:
@@ -160,67 +175,30 @@ def _choice(ask: Ask, n_params: float, tokens: float) -> Choice:
     count = int(tree.value)
     convention = CONVENTIONS.get(ask.law.params_convention, CONVENTIONS["total"])
     batch = ask.global_batch or sequences_per_step(tokens, ask.seq_len, ask.cluster.count)
-    run = _least_recompute(ask, arch, max(1, int(tokens)), batch)
-    beat = _rhythm(ask, run, count)
-    flops = _flops(ask, count, run, beat)
+    run = _plan(ask, arch, max(1, int(tokens)), batch)
+    flops = _flops(ask, count, run)
     trained = int(ask.demand.tokens(count, flops))
     if trained < 1:
         raise Infeasible(f"{arch.name}: serving takes the whole budget, nothing is left to train")
     n_law = float(convention.count(tree).value)
     loss = ask.demand.loss(ask.law, n_law, trained)
-    return Choice(arch, count, n_law, trained, loss, flops, run, beat)
+    return Choice(arch, count, n_law, trained, loss, flops, run)
 
 
-def _flops(ask: Ask, n_params: int, run: TrainPlan, beat: Rhythm) -> float:
+def _flops(ask: Ask, n_params: int, run: TrainPlan) -> float:
     """What the budget comes to at the rate of `run`, 6 per parameter and token."""
     hours = ask.hours
     if hours is None:
         return ask.amount
-    wall_hours = 24 * float(run.days.value) / float(beat.goodput.value)
-    per_token = wall_hours * ask.cluster.count / run.ask.work.tokens
+    per_token = 24 * float(run.days.value) * ask.cluster.count / run.ask.work.tokens
     return FLOPS_PER_PARAM_TOKEN * n_params * hours / per_token
 
 
-def _rhythm(ask: Ask, run: TrainPlan, n_params: int) -> Rhythm:
-    """Checkpoints hold the weights, their fp32 copies and Adam's two moments."""
-    state = STATES[run.ask.precision]
-    per_param = Symbol("bytes_checkpoint_per_param", state.weights + state.master + 8)
-    used = Symbol("n_accelerators_used", run.layout.n_accelerators)
-    beat = rhythm(
-        per_param * Symbol("n_params", n_params),
-        used,
-        hours_between_failures=choose(HOURS_BETWEEN_FAILURES, ask.mtbf_hours),
-        seconds_restart=choose(SECONDS_RESTART, ask.seconds_restart),
-    )
-    beat.check()
-    return beat
-
-
-def _least_recompute(ask: Ask, arch: Arch, tokens: int, batch: int) -> TrainPlan:
-    """The plan that recomputes least and fits."""
-    *tried, last = RECOMPUTES if ask.recompute is None else (ask.recompute,)
-    for recompute in tried:
-        try:
-            return _plan(ask, arch, tokens, batch, recompute)
-        except Infeasible:
-            continue
-    return _plan(ask, arch, tokens, batch, last)
-
-
-def _plan(ask: Ask, arch: Arch, tokens: int, batch: int, recompute: Recompute) -> TrainPlan:
+def _plan(ask: Ask, arch: Arch, tokens: int, batch: int) -> TrainPlan:
     """The one place where a budget asks for a run's time, memory and energy."""
-    return plan_train(
-        arch,
-        tokens,
-        ask.cluster,
-        seq_len=ask.seq_len,
-        global_batch=batch,
-        precision=ask.precision,
-        recompute=recompute,
-        mfu=ask.mfu,
-        tflops=ask.tflops,
-        price=ask.price,
-        watts=ask.watts,
-        pue=ask.pue,
-        carbon=ask.carbon,
-    )
+    work = Work(arch, tokens, ask.seq_len, recompute=ask.recompute or "none")
+    return planned(TrainAsk(
+        work, ask.cluster, batch, ask.precision, mfu=ask.mfu, tflops=ask.tflops, price=ask.price,
+        watts=ask.watts, pue=ask.pue, carbon=ask.carbon, stack=ask.stack, beliefs=ask.beliefs,
+        trouble=Trouble(ask.mtbf_hours, ask.seconds_restart, ask.overrun), may_recompute=ask.recompute is None,
+    ))  # fmt: skip

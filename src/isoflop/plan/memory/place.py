@@ -23,11 +23,11 @@ def place(job: Trained, cluster: Cluster, global_batch: int, wanted: Layout | No
     """The layout wanted, or the smallest that fits."""
     refused: list[Refusal] = []
     for alike in _candidates(job, cluster, global_batch, wanted):
-        if (refusal := _weigh(job, alike[-1], cluster, global_batch)[1]) is not None:
+        if (refusal := weigh(job, alike[-1], cluster, global_batch)[1]) is not None:
             refused.append(refusal)
             continue
         for layout in alike:
-            memory, refusal = _weigh(job, layout, cluster, global_batch)
+            memory, refusal = weigh(job, layout, cluster, global_batch)
             if refusal is None:
                 bound = _binding(refused) if wanted is None else "none sought: the layout was given"
                 return layout, memory, tuple(refused), bound
@@ -93,7 +93,7 @@ def stages_unlike(arch: Arch, layout: Layout) -> tuple[int, ...]:
     return tuple(first.values())
 
 
-def _weigh(
+def weigh(
     job: Trained, layout: Layout, cluster: Cluster, global_batch: int
 ) -> tuple[Node, Refusal | None]:
     """What a layout's fullest accelerator holds, and the refusal where that is too much."""
@@ -103,7 +103,7 @@ def _weigh(
         return memory, None
     largest = max(memory.children, key=lambda child: child.value)
     share = float(largest.value / memory.value)
-    return memory, Refusal(layout, needed, available, largest.name, share)
+    return memory, Refusal(layout, needed, available, largest.name, share, job.recompute)
 
 
 def barely(memory: Node, chip: Chip) -> tuple[str, ...]:

@@ -17,11 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.count.blocks import describe
-from isoflop.count.stages import layers_of_stage
 from isoflop.plan.layout import Layout
-from isoflop.plan.memory.place import stages_unlike
-from isoflop.plan.memory.shard import Trained, memory_training_held
+from isoflop.plan.memory.formula import Content, stages_by_content
+from isoflop.plan.memory.shard import Trained
 from isoflop.plan.search.space import Columns, Space, Variation
 from isoflop.plan.step.seconds import step_time
 from isoflop.plan.step.setting import Setting
@@ -108,14 +106,6 @@ def seconds(space: Space, setting: Setting, columns: Columns) -> Floats:
 # --- bytes ----------------------------------------------------------------------------------
 
 
-class Content(NamedTuple):
-    """What a stage holds, but for how many layers of each kind."""
-
-    first: bool
-    last: bool
-    kinds: tuple[str, ...]
-
-
 class Stages(NamedTuple):
     """Stages of equal content, one for each shape of pipeline: its index and its layers."""
 
@@ -132,7 +122,7 @@ def bytes_needed(space: Space, job: Trained, columns: Columns) -> Floats:
     most = np.zeros((len(shape_of), len(space.variations)))
     for stages in _stages_unlike(space, [(int(pp), int(v)) for pp, v in shapes]):
         rows = np.flatnonzero(np.isin(shape_of, list(stages.stage)))
-        run, over = _stage(space, job, columns, stages)
+        run, over = _stage(space, job, columns, stages.content)
         looked_up = _by_shape(stages, len(shapes))
         of_layout = {name: array[rows] for name, array in named.items()}
         arrays = {**of_layout, **{n: table[shape_of[rows]] for n, table in looked_up.items()}}
@@ -142,23 +132,14 @@ def bytes_needed(space: Space, job: Trained, columns: Columns) -> Floats:
 
 
 def _stage(
-    space: Space, job: Trained, columns: Columns, stages: Stages
+    space: Space, job: Trained, columns: Columns, content: Content
 ) -> tuple[Callable[..., Any], tuple[str, ...]]:
     """Bytes of one kind of stage, and the names of what they depend on."""
-    content, root = stages.content, describe(job.arch, job.work)
     trees = [
-        memory_training_held(
-            replace(job, recompute=v.recompute),
-            root,
-            template(space, columns, v),
-            dict.fromkeys(content.kinds, 1),
-            first=content.first,
-            last=content.last,
-        )
+        content.formula(replace(job, recompute=v.recompute), template(space, columns, v))
         for v in space.variations
     ]
-    over = (*SIZES, "stage", *(f"n_{kind}_stage" for kind in content.kinds))
-    return compiled([tree.total for tree in trees], over), over
+    return compiled([tree.total for tree in trees], content.over), content.over
 
 
 def _by_shape(stages: Stages, n_shapes: int) -> dict[str, Floats]:
@@ -180,10 +161,7 @@ def _stages_unlike(space: Space, shapes: list[tuple[int, int]]) -> Iterator[Stag
     found: dict[tuple[Content, int], Stages] = {}
     for shape, (pp, virtual) in enumerate(shapes):
         met: Counter[Content] = Counter()
-        for stage in stages_unlike(space.arch, Layout(pp=pp, virtual=virtual)):
-            own = layers_of_stage(space.arch.n_layers, pp, stage, virtual)
-            kinds = Counter(space.arch.layers[i].name for i in own)
-            content = Content(stage == 0, stage == pp - 1, tuple(sorted(kinds)))
+        for stage, content, kinds in stages_by_content(space.arch, pp, virtual):
             key = content, met[content]
             met[content] += 1
             one = found.setdefault(key, Stages(content, {}, {}))

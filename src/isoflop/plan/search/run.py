@@ -25,7 +25,8 @@ from isoflop.plan.search.space import Space
 from isoflop.plan.search.sway import sensitivity
 from isoflop.plan.search.weigh import weigh
 from isoflop.plan.step.setting import Setting
-from isoflop.plan.training.plan import UNKNOWN, TrainAsk, TrainPlan, planned, problems_of
+from isoflop.plan.training.ask import UNKNOWN, TrainAsk, problems_of
+from isoflop.plan.training.plan import TrainPlan, planned
 
 #: The best by closed form that are run event by event and ranked again.
 SIMULATED = 50

@@ -12,7 +12,8 @@ from isoflop.plan.economics import dollars, energy_mwh, price_of
 from isoflop.plan.search.found import Limits, Objective, Refused
 from isoflop.plan.search.space import Space
 from isoflop.plan.search.weigh import Rows, Timed
-from isoflop.plan.training.plan import TrainAsk
+from isoflop.plan.training.ask import TrainAsk
+from isoflop.plan.training.plan import wall_over_steps
 from isoflop.quantity import Symbol
 from isoflop.quantity.units import format_bytes
 
@@ -45,10 +46,12 @@ class Scores:
 
     @cached_property
     def measures(self) -> dict[str, NDArray[np.float64]]:
-        """Of each timed layout: days, dollars, MWh and megawatts."""
-        hours = self.timed.seconds * (float(self.ask.n_steps.value) / 3600)
-        per_hour, mwh = self.rates
+        """Of each timed layout: days with checkpoints and failures, dollars, MWh and megawatts."""
         n = self.n_accelerators
+        used, place = np.unique(n, return_inverse=True)
+        wall = np.array([wall_over_steps(self.ask, int(count)) for count in used])[place]
+        hours = self.timed.seconds * wall * (float(self.ask.n_steps.value) / 3600)
+        per_hour, mwh = self.rates
         return {
             "days": hours / 24,
             "dollars": hours * n * per_hour,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from isoflop.plan.layout import Layout
 from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Expr, Symbol
 from isoflop.quantity.expr import product
@@ -23,6 +24,20 @@ _MEANING = {
 SIZES = tuple(_MEANING)
 
 
+def sizes_of(layout: Layout, global_batch: int) -> dict[str, int]:
+    """The sizes of a layout, by the names of their symbols, in the order of `SIZES`."""
+    return {
+        "tp": layout.tp,
+        "pp": layout.pp,
+        "dp": layout.dp,
+        "cp": layout.cp,
+        "ep": layout.ep,
+        "virtual_pp": layout.virtual,
+        "batch": layout.micro_batch,
+        "n_micro_batches": layout.n_micro_batches(global_batch),
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """The sizes of a layout as symbols; `above_one` are those that are not 1."""
@@ -39,17 +54,7 @@ class Sizes:
 
     @classmethod
     def of(cls, setting: Setting) -> Self:
-        layout = setting.layout
-        values = {
-            "tp": layout.tp,
-            "pp": layout.pp,
-            "dp": layout.dp,
-            "cp": layout.cp,
-            "ep": layout.ep,
-            "virtual_pp": layout.virtual,
-            "batch": layout.micro_batch,
-            "n_micro_batches": setting.n_micro_batches,
-        }
+        values = sizes_of(setting.layout, setting.global_batch)
         symbols = {name: Symbol(name, v, meaning=_MEANING[name]) for name, v in values.items()}
         return cls(**symbols, above_one=frozenset(n for n, v in values.items() if v > 1))
 

@@ -2,81 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from isoflop.arch import Arch
-from isoflop.count.blocks import beside
-from isoflop.count.memory_saved import FLASH, KERNELS
+from isoflop.count import Recompute, params
 from isoflop.errors import InputError, Problem
-from isoflop.hardware import Chip, Cluster
+from isoflop.hardware import Cluster
 from isoflop.hardware.chip import Precision as Format
-from isoflop.hardware.fitted import Beliefs, shipped
-from isoflop.hardware.stack import find_stack
-from isoflop.plan.ask import at_most, one_of, whole
 from isoflop.plan.assumed import assumption_json
-from isoflop.plan.economics import dollars, energy_mwh, price_of, tonnes_co2e, unstated
+from isoflop.plan.economics import dollars, energy_mwh, price_of, tonnes_co2e
+from isoflop.plan.goodput import NeverEnds, Rhythm, Trouble
 from isoflop.plan.layout import Layout, Refusal
-from isoflop.plan.memory.place import barely, place
-from isoflop.plan.memory.shard import Recompute, Trained
-from isoflop.plan.step.seconds import step_time
-from isoflop.plan.step.setting import Setting
+from isoflop.plan.memory.place import barely
+from isoflop.plan.training.ask import UNKNOWN, TrainAsk, problems_of
+from isoflop.plan.training.put import Put, put
+from isoflop.plan.training.quickest import Ranking
 from isoflop.plan.training.quoted import Quoted, quoted_for
-from isoflop.plan.training.work import COUNTINGS, STATES, Counting, Work, accelerator_seconds, named
-from isoflop.quantity import Basis, Expr, Node, Symbol, leaf
+from isoflop.plan.training.work import STATES, Counting, Work, accelerator_seconds, named
+from isoflop.quantity import Basis, Expr, Node, Symbol, alias, branch, leaf, number
 from isoflop.quantity.node import plain
-
-#: The stack whose constants have the widest ranges.
-UNKNOWN = "unknown"
-
-RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
-
-
-@dataclass(frozen=True, slots=True)
-class TrainAsk:
-    """What a training plan is asked for; `plan_train` says what each field means.
-
-    `chosen` says in words what was left open and filled in by whoever asks.
-    """
-
-    work: Work
-    cluster: Cluster
-    global_batch: int
-    precision: Format = "bf16"
-    micro_batch: int = 1
-    layout: Layout | None = None
-    mfu: float | None = None
-    tflops: float | None = None
-    price: float | None = None
-    watts: float | None = None
-    pue: float | None = None
-    carbon: float | None = None
-    stack: str | None = None
-    beliefs: Beliefs = field(default_factory=shipped)
-    chosen: tuple[str, ...] = ()
-
-    def setting(self, layout: Layout) -> Setting:
-        """One step under a layout, as its time is computed."""
-        return Setting(self.work.arch, self.cluster, layout, self.work.seq_len, self.global_batch,
-                       compute=self.precision,  # type: ignore[arg-type]  # problems_of lists what may be computed in
-                       recompute=self.work.recompute,
-                       stack=self.stack or UNKNOWN,
-                       beliefs=self.beliefs)  # fmt: skip
-
-    @property
-    def n_steps(self) -> Expr:
-        """Steps of the run, the last of which may be part of one."""
-        per_step = self.global_batch * self.work.seq_len
-        return Symbol("tokens", self.work.tokens) / Symbol("tokens_per_step", per_step)
-
-    @property
-    def job(self) -> Trained:
-        """One micro-batch, as memory sees it; a layout given brings its own, a stack its kernels."""
-        n = self.layout.micro_batch if self.layout is not None else self.micro_batch
-        work = self.work
-        unfused = self.stack is not None and find_stack(self.stack).attention == "unfused"
-        return Trained(work.arch, work.batch(n), STATES[self.precision], work.recompute,
-                       KERNELS["korthikanti"] if unfused else FLASH)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +30,10 @@ class TrainPlan:
     """A training run on a cluster, with what it refused and what it assumed.
 
     `flops` is the model's own work by the named convention; `flops_hardware` adds what is
-    recomputed; `flops_6nd` is the rule of thumb, whatever the convention. `quoted` is what
-    others have said that training this model takes.
+    recomputed; `flops_6nd` is the rule of thumb, whatever the convention. `days` are of wall
+    time: its parts are the steps, the stalls of checkpoints, what failures cost by `rhythm`,
+    and what a run takes beyond these; hours, energy and money follow from it. `ranking` is of the layouts timed where
+    the planner chose. `quoted` is what others have said that training this model takes.
     """
 
     ask: TrainAsk
@@ -103,16 +51,29 @@ class TrainPlan:
     binding: str
     quoted: tuple[Quoted, ...]
     seconds_step: Node | None = None
+    rhythm: Rhythm | None = None
+    ranking: Ranking | None = None
+    untimed: str = ""
+
+    @property
+    def days_steps(self) -> Node:
+        """The days that train, without checkpoints and failures."""
+        return self.days if self.rhythm is None else self.days.find("steps")
 
     @property
     def mfu(self) -> Expr:
-        """Share of the peak that the model's own FLOPs reach (Chowdhery 2022, appendix B)."""
-        seconds = 3600 * self.accelerator_hours.total
+        """Share of the peak that the model's own FLOPs reach in its steps (Chowdhery 2022, appendix B)."""
+        seconds = 86_400 * self.days_steps.total * self.layout.n_accelerators
         return named("flops", self.flops) / (seconds * self.cluster.chip.peak(self.ask.precision))
 
     @property
     def cluster(self) -> Cluster:
         return self.ask.cluster
+
+    @property
+    def stack(self) -> str | None:
+        """The software that the step's time is of; None where no step was timed."""
+        return None if self.seconds_step is None else self.ask.stack or UNKNOWN
 
     @property
     def n_idle(self) -> int:
@@ -124,7 +85,9 @@ class TrainPlan:
         names = ("flops", "flops_hardware", "flops_6nd", "accelerator_hours", "days",
                  "energy_mwh", "tonnes_co2e", "dollars", "bytes_per_accelerator")  # fmt: skip
         known = {name: getattr(self, name) for name in names}
-        return known if self.seconds_step is None else {**known, "seconds_step": self.seconds_step}
+        if self.seconds_step is not None:
+            known["seconds_step"] = self.seconds_step
+        return known if self.rhythm is None else {**known, **self.rhythm.nodes(self.days)}
 
     @property
     def assumptions(self) -> tuple[Symbol, ...]:
@@ -134,8 +97,12 @@ class TrainPlan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was filled in, and whether the run fits by a hair only."""
-        return (*self.ask.chosen, *barely(self.bytes_per_accelerator, self.cluster.chip))
+        """What was filled in, what could not be timed, whether the run fits by a hair only."""
+        share = (
+            f"a share of the roofline's rate is assumed, for no step can be timed: {self.untimed}"
+        )
+        untimed = [share] if self.untimed else []
+        return (*self.ask.chosen, *untimed, *barely(self.bytes_per_accelerator, self.cluster.chip))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data: numbers by name, then ranges and trees beside them."""
@@ -150,7 +117,7 @@ class TrainPlan:
             "precision": self.ask.precision,
             "recompute": work.recompute,
             "convention": work.convention,
-            "stack": self.ask.stack,
+            "stack": self.stack,
             "mfu": float(self.mfu.value),
             **{name: plain(node.value) for name, node in nodes.items()},
             "layout": self.layout.to_json(),
@@ -160,6 +127,7 @@ class TrainPlan:
             "intervals": {name: r.to_json() for name, r in ranges.items() if r is not None},
             "assumptions": [assumption_json(s) for s in self.assumptions],
             "refused": [r.to_json() for r in self.refused],
+            "ranking": None if self.ranking is None else self.ranking.to_json(),
             "quoted": [q.to_json() for q in self.quoted],
             "breakdown": {name: node.to_json() for name, node in nodes.items()},
         }
@@ -175,8 +143,8 @@ def plan_train(
     source_len: int | None = None,
     images: int = 1,
     precision: Format = "bf16",
-    recompute: Recompute = "none",
-    micro_batch: int = 1,
+    recompute: Recompute | None = None,
+    micro_batch: int | None = None,
     layout: Layout | None = None,
     mfu: float | None = None,
     tflops: float | None = None,
@@ -186,17 +154,26 @@ def plan_train(
     carbon: float | None = None,
     convention: Counting = "model",
     stack: str | None = None,
+    mtbf_hours: float | None = None,
+    seconds_restart: float | None = None,
+    overrun: float | None = None,
 ) -> TrainPlan:
     """Plan a training run.
 
     `tokens` are those that the decoder reads. `global_batch` is in sequences; beside each an
-    encoder reads `source_len` tokens (None: seq_len), a vision tower `images`. `tflops` is
-    the achieved rate of one accelerator in 10^12 hardware FLOPs per second, recomputation
-    counted; `mfu` the share of peak that the model's own FLOPs reach. With neither, the
-    roofline times an assumed utilization; a `stack` (of `hardware/stacks.toml`) says how long a
-    step takes operator by operator instead. `price` is in dollars per accelerator-hour, `watts`
-    per accelerator with its host, `carbon` in kg of CO2e per kWh. A `layout` given brings its
-    own micro-batch.
+    encoder reads `source_len` tokens (None: seq_len), a vision tower `images`. A step is timed
+    operator by operator (plan/step), as the software `stack` of `hardware/stacks.toml` runs it
+    (None: `unknown`). Of `layout`, `recompute` and `micro_batch` what is None is chosen, by that
+    time; a `layout` given brings its own micro-batch. Where no step can be timed, the run goes
+    at an assumed share of the roofline, under the smallest layout that fits.
+
+    A rate given stands instead: `tflops` is that of one accelerator in 10^12 hardware FLOPs per
+    second, recomputation counted, `mfu` the share of peak that the model's own FLOPs reach.
+    It is taken as that of the whole run, so nothing comes on top of it unless something is said
+    of failures (`mtbf_hours` between those of one accelerator, `seconds_restart` after each) or
+    of `overrun`, what the run takes over steps, checkpoints and failures. On top of timed steps
+    all of these come. `price` is in dollars per accelerator-hour, `watts` per accelerator with its
+    host, `carbon` in kg of CO2e per kWh.
 
     Raises:
         InputError: a number out of bounds, an illegal layout, a precision the chip lacks, a
@@ -211,9 +188,12 @@ def plan_train(
     >>> print(plan.layout, round(float(plan.accelerator_hours.value), 1))
     tp=1 pp=1 dp=8 zero=0 19.0
     """
-    work = Work(arch, tokens, seq_len, convention, recompute, source_len, images)
+    work = Work(arch, tokens, seq_len, convention, recompute or "none", source_len, images)
+    said = Trouble(mtbf_hours, seconds_restart, overrun)
     ask = TrainAsk(work, cluster, global_batch, precision, micro_batch, layout, mfu=mfu,
-                   tflops=tflops, price=price, watts=watts, pue=pue, carbon=carbon, stack=stack)  # fmt: skip
+                   tflops=tflops, price=price, watts=watts, pue=pue, carbon=carbon, stack=stack,
+                   trouble=None if said == Trouble() else said,
+                   may_recompute=recompute is None)  # fmt: skip
     return planned(ask)
 
 
@@ -239,7 +219,8 @@ def what_if(plan: TrainPlan, **changes: Any) -> TrainPlan:
     if unknown:
         raise InputError("what if", unknown)
     work = replace(plan.ask.work, **{n: v for n, v in changes.items() if n in of_work})
-    kept = {"layout": plan.layout, "work": work}
+    kept = {"layout": plan.layout, "work": work,
+            "may_recompute": plan.ask.may_recompute and "recompute" not in changes}  # fmt: skip
     return planned(
         replace(plan.ask, **{**kept, **{n: v for n, v in changes.items() if n in of_ask}})
     )
@@ -249,105 +230,71 @@ def planned(ask: TrainAsk) -> TrainPlan:
     """The plan that answers a question, as `plan_train` asks it."""
     if bad := problems_of(ask):
         raise InputError("plan train", bad)
-    work, chip = ask.work, ask.cluster.chip
-    layout, memory, refused, binding = place(ask.job, ask.cluster, ask.global_batch, ask.layout)
-    used = Symbol("n_accelerators_used", layout.n_accelerators)
-    step = None if ask.stack is None else step_time(ask.setting(layout))
-    seconds = (
-        accelerator_seconds(work, chip, ask.precision, micro_batch=layout.micro_batch,
-                            mfu=ask.mfu, tflops=ask.tflops)
-        if step is None
-        else used * ask.n_steps * step.total
-    )  # fmt: skip
-    hours = seconds / 3600
-    energy = energy_mwh(hours, chip, watts=ask.watts, pue=ask.pue)
+    found = put(ask)
+    ask, work, chip = found.ask, found.ask.work, ask.cluster.chip
+    used = Symbol("n_accelerators_used", found.layout.n_accelerators)
+    beat = None if ask.failures is None else ask.failures.rhythm(bytes_checkpoint(ask), used)
+    days = _days(_seconds(found, used), ask.failures, beat)
+    hours = leaf("accelerator_hours", "hours", 24 * used * alias("days", days.total),
+                 basis=Basis.MODELLED)  # fmt: skip
+    paid = alias("accelerator_hours", hours.total)
+    energy = energy_mwh(paid, chip, watts=ask.watts, pue=ask.pue)
     return TrainPlan(
         ask=ask,
-        layout=layout,
+        layout=found.layout,
         flops=work.flops,
         flops_hardware=work.flops_hardware,
         flops_6nd=work.flops_6nd,
-        accelerator_hours=leaf("accelerator_hours", "hours", hours, basis=Basis.MODELLED),
-        days=leaf("days", "days", hours / (24 * used), basis=Basis.MODELLED),
+        accelerator_hours=hours,
+        days=days,
         energy_mwh=energy,
         tonnes_co2e=tonnes_co2e(energy, ask.carbon),
-        dollars=dollars(hours, price_of(chip, ask.price)),
-        bytes_per_accelerator=memory,
-        refused=refused,
-        binding=binding,
+        dollars=dollars(paid, price_of(chip, ask.price)),
+        bytes_per_accelerator=found.memory,
+        refused=found.refused,
+        binding=found.binding,
         quoted=quoted_for(work.arch),
-        seconds_step=step,
+        seconds_step=found.step,
+        rhythm=beat,
+        ranking=found.ranking,
+        untimed=found.untimed,
     )
 
 
-# --- checks -----------------------------------------------------------------------------
+def wall_over_steps(ask: TrainAsk, n_accelerators: int) -> float:
+    """Wall time of a run on so many accelerators over that of its steps; inf if it never ends."""
+    if ask.failures is None:
+        return 1.0
+    used = Symbol("n_accelerators_used", n_accelerators)
+    try:
+        beat = ask.failures.rhythm(bytes_checkpoint(ask), used)
+    except NeverEnds:
+        return math.inf
+    return float(ask.failures.wall(beat, number(1)).value)
 
 
-def problems_of(ask: TrainAsk) -> list[Problem]:
-    """What is wrong with a question, its layout aside."""
-    chip, pue = ask.cluster.chip, ask.pue
-    return [
-        *_check_work(ask),
-        *_check_towers(ask.work),
-        *one_of("precision", ask.precision, STATES),
-        *one_of("recompute", ask.work.recompute, RECOMPUTES),
-        *one_of("convention", ask.work.convention, COUNTINGS),
-        *_check_rate(chip, ask.precision, ask.mfu, ask.tflops),
-        *_check_stack(ask),
-        *unstated(chip, price=ask.price, watts=ask.watts),
-        *([] if pue is None or pue >= 1 else [Problem("pue", pue, "is at least 1, all energy over the machines' own")]),
-    ]  # fmt: skip
+def bytes_checkpoint(ask: TrainAsk) -> Expr:
+    """A checkpoint holds the weights, their fp32 copies and Adam's two moments."""
+    state = STATES[ask.precision]
+    per_param = Symbol("bytes_checkpoint_per_param", state.weights + state.master + 8)
+    return per_param * Symbol("n_params", params(ask.work.arch).value)
 
 
-def _check_work(ask: TrainAsk) -> list[Problem]:
-    work = ask.work
-    micro_batch = ask.layout.micro_batch if ask.layout is not None else ask.micro_batch
-    bad = [
-        *whole("tokens", work.tokens, 10**18),
-        *whole("seq_len", work.seq_len, work.arch.max_seq_len),
-        *whole("global_batch", ask.global_batch, 10**9),
-        *whole("micro_batch", micro_batch, 10**9),
-    ]
-    if not bad and ask.global_batch % micro_batch:
-        bad.append(Problem("micro_batch", micro_batch, f"divides global_batch={ask.global_batch}"))
-    return bad
+def _seconds(found: Put, used: Symbol) -> Expr:
+    """What all steps of the run take."""
+    ask = found.ask
+    if found.step is not None:
+        return ask.n_steps * alias("seconds_step", found.step.total)
+    return accelerator_seconds(ask.work, ask.cluster.chip, ask.precision,
+                               micro_batch=found.layout.micro_batch,
+                               mfu=ask.mfu, tflops=ask.tflops) / used  # fmt: skip
 
 
-def _check_towers(work: Work) -> list[Problem]:
-    """Lengths of what a tower reads are given where there is one."""
-    bad = []
-    encoder, vision = work.arch.encoder, work.arch.vision
-    if encoder is not None:
-        bad += whole("source_len", work.source_len or work.seq_len, encoder.max_seq_len)
-    elif work.source_len is not None:
-        bad.append(Problem("source_len", work.source_len, "is given where there is an encoder"))
-    if vision is not None:
-        bad += whole("images", work.images, 10**6)
-    elif work.images != 1:
-        bad.append(Problem("images", work.images, "is given where there is a vision tower"))
-    return bad
-
-
-def _check_stack(ask: TrainAsk) -> list[Problem]:
-    """A stack's step times stand alone, and are those of a decoder."""
-    if ask.stack is None:
-        return []
-    bad = []
-    if ask.mfu is not None or ask.tflops is not None:
-        bad.append(Problem("stack", ask.stack, "is not given together with mfu or tflops"))
-    find_stack(ask.stack)
-    return [*bad, *beside(ask.work.arch, "is none where a stack's step time is asked for")]
-
-
-def _check_rate(
-    chip: Chip, precision: Format, mfu: float | None, tflops: float | None
-) -> list[Problem]:
-    if mfu is not None and tflops is not None:
-        return [Problem("mfu", mfu, "is not given together with tflops", "give one of them")]
-    if precision not in chip.peaks:
-        return []  # `Chip.peak` says it better
-    peak = float(chip.peaks[precision].value) / 1e12
-    return [
-        *at_most("mfu", mfu, 1, "all of the peak"),
-        *at_most("tflops", tflops, peak, f"the peak of {chip.name} in {precision}"),
-    ]
+def _days(seconds: Expr, trouble: Trouble | None, beat: Rhythm | None) -> Node:
+    """Wall time, of which steps, checkpoints, failures and what overruns are the parts."""
+    if trouble is None or beat is None:
+        return leaf("days", "days", seconds / 86_400, basis=Basis.MODELLED)
+    parts = trouble.wall(beat, alias("seconds_steps", seconds)).children
+    return branch("days", "days", [
+        leaf(part.name, "days", part.total / 86_400, basis=Basis.MODELLED) for part in parts
+    ])  # fmt: skip

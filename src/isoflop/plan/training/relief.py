@@ -9,7 +9,7 @@ from isoflop.errors import Infeasible, InputError
 from isoflop.hardware.node import MOST_CHIPS
 from isoflop.plan.layout import Layout
 from isoflop.plan.memory.place import place
-from isoflop.plan.training.plan import TrainAsk
+from isoflop.plan.training.ask import TrainAsk
 
 #: Times that a cluster is doubled, and a sequence halved, in search of what fits.
 MOST_DOUBLINGS, MOST_HALVINGS = 7, 7

@@ -171,14 +171,19 @@ def sequences_per_step(tokens: float, seq_len: int, n_accelerators: int) -> int:
 
     The published batches lie near it: 3.2 M for GPT-3 (Brown 2020, table 2.1), 4 M growing to
     16 M for Llama 3 (2407.21783, section 3.4.1). The batch that trains best grows with the tokens seen, whatever the size (Step Law, Li
-    2025, 2503.04715, equation 1). Taken to the nearest multiple of the accelerators, or, where
-    they are more than the sequences, down to a divisor of their number.
+    2025, 2503.04715, equation 1). Taken to the nearest multiple of the accelerators by 2^k or
+    3 x 2^k, so that micro-batches divide it, or, where they are more than the sequences, down
+    to a divisor of their number.
 
     >>> sequences_per_step(15.6e12, 8192, 2048), sequences_per_step(1e11, 4096, 1000)
     (2048, 250)
+    >>> sequences_per_step(3e10, 4096, 8) / 8
+    16.0
     """
     wanted: float = 0.5807 * tokens**0.5709 / seq_len
     if wanted >= n_accelerators:
-        return n_accelerators * round(wanted / n_accelerators)
+        share = wanted / n_accelerators
+        even = [n << k for k in range(int(share).bit_length() + 1) for n in (1, 3)]
+        return n_accelerators * min(even, key=lambda n: abs(n - share))
     divisors = [d for d in range(1, n_accelerators + 1) if n_accelerators % d == 0]
     return max(d for d in divisors if d <= max(1.0, wanted))
