@@ -344,9 +344,10 @@ def test_a_network_that_nobody_states_is_asked_for_where_it_is_needed() -> None:
 # --- groups against ranks counted out --------------------------------------------------------
 
 
-def ranks_of(layout: Layout, shard: int, name: Dimension) -> list[list[int]]:
+def ranks_of(layout: Layout, name: Dimension) -> list[list[int]]:
     """Every group of a dimension, rank by rank, in Megatron's order tp, cp, dp, pp."""
     ep, found = layout.ep, dict[tuple[int, ...], list[int]]()
+    shard = layout.shard or layout.dp * layout.cp
     sizes = (layout.pp, layout.dp, layout.cp, layout.tp)
     for rank, (p, d, c, t) in enumerate(itertools.product(*map(range, sizes))):
         copy = d * layout.cp + c
@@ -358,6 +359,7 @@ def ranks_of(layout: Layout, shard: int, name: Dimension) -> list[list[int]]:
             "ep": (t, p, copy // ep),
             "expert_dp": (t, p, copy % ep),
             "shard": (t, p, copy // shard),
+            "expert_shard": (t, p, copy // shard, copy % ep),
             "replica": (t, p, copy % shard),
         }
         found.setdefault(same[name], []).append(rank)
@@ -380,14 +382,15 @@ def test_groups_lie_in_as_many_domains_as_their_ranks_counted_out(
     tp: int, cp: int, dp: int, pp: int, data: st.DataObject, machine: str
 ) -> None:
     divisors = [d for d in range(1, dp * cp + 1) if dp * cp % d == 0]
-    ep, shard = (data.draw(st.sampled_from(divisors)) for _ in range(2))
-    layout = Layout(tp=tp, cp=cp, dp=dp, pp=pp, ep=ep)
+    shard = data.draw(st.sampled_from(divisors))
+    ep = data.draw(st.sampled_from([d for d in divisors if shard % d == 0]))
+    layout = Layout(tp=tp, cp=cp, dp=dp, pp=pp, ep=ep, zero=1, shard=shard)
     n = layout.n_accelerators
     fabric = fabric_of(parse_cluster(machine))
-    ours = groups(Ways.of(layout, shard), fabric, n)
+    ours = groups(Ways.of(layout), fabric, n)
     filled = -(-n // -(-n // fabric.domain))  # ranks of a domain, evenly over as many as needed
     for name in DIMENSIONS:
-        counted = ranks_of(layout, shard, name)
+        counted = ranks_of(layout, name)
         size, domains = ours[name].size.value, ours[name].domains.value
         assert {len(ranks) for ranks in counted} == {size}
         most = max(len({rank // filled for rank in ranks}) for ranks in counted)
@@ -477,7 +480,8 @@ def test_fp32_gradients_cost_twice_and_dtypes_follow_the_compute() -> None:
 
 def test_sharding_inside_a_node_sends_one_shard_between_nodes() -> None:
     setting = step(dp=32, zero=3, batch=32)
-    tree = communication(setting, Exchange(shard=8))
+    within = step(dp=32, zero=3, batch=32, shard=8)
+    tree = communication(within)
     whole = Fraction(communication(setting).value)
     psi = whole / 3 / Fraction(31, 32)
     replicas = sum(
@@ -487,7 +491,7 @@ def test_sharding_inside_a_node_sends_one_shard_between_nodes() -> None:
     )
     assert replicas == 2 * Fraction(3, 4) * psi / 8
     assert tree.value == 3 * Fraction(7, 8) * psi + replicas
-    near = seconds_communication(setting, exchange=Exchange(shard=8)).value
+    near = seconds_communication(within).value
     assert near < seconds_communication(setting).value
 
 
@@ -588,7 +592,7 @@ def test_a_token_crosses_once_per_domain_that_it_is_wanted_in(
     arch = mixture(n_groups=n_groups, n_active_groups=n_active_groups)
     setting = step(arch, dp=32, ep=32 // 2, cluster="16xjean-zay-v100-32gb", batch=32)
     exchange = Exchange(imbalance=EVEN, once_per_domain=True)
-    around = settled(setting, fabric_of(setting.cluster), exchange)
+    around = settled(setting, fabric_of(setting.cluster))
     assert around["ep"].domains.value == 4
     choices = list(itertools.combinations(range(16), 2))
     others = Fraction(sum(len({e // 4 for e in pair} - {0}) for pair in choices), len(choices))

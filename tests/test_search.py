@@ -127,10 +127,29 @@ def brute_force(ask: TrainAsk, most_cp: int) -> set[Layout]:
 )
 def test_the_space_is_what_brute_force_finds_legal(ask: TrainAsk, most_cp: int) -> None:
     space = space_of(ask)
-    first = space.variations[0]
-    found = [space.layout(row, first) for row in range(space.size)]
+    plain = next(v for v in space.variations if v.zero == 0)
+    split = next(v for v in space.variations if v.zero == 1)
+    legal = brute_force(ask, most_cp)
+    found = [space.layout(row, plain) for row in range(space.size)]
     assert len(found) == len(set(found))
-    assert set(found) == brute_force(ask, most_cp)
+    assert {layout for layout in found if layout.shard is None} == legal
+    parted = {space.layout(row, split) for row, x in enumerate(found) if x.shard is not None}
+    assert parted == in_few_nodes(ask, legal)
+
+
+def in_few_nodes(ask: TrainAsk, layouts: set[Layout]) -> set[Layout]:
+    """Every legal way to split a copy over one, two or four nodes of eight, but not over all."""
+    node = ask.cluster.size_node
+    return {
+        layout
+        for whole in layouts
+        for shard in range(2, whole.dp * whole.cp)
+        if shard * whole.tp in (node, 2 * node, 4 * node)
+        and not broken_rules(
+            layout := replace(whole, zero=1, shard=shard),
+            ask.work.arch, ask.cluster, ask.global_batch, ask.work.seq_len,
+        )
+    }  # fmt: skip
 
 
 def test_zero_is_tried_where_there_are_copies_to_split_over() -> None:

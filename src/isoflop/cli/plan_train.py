@@ -54,6 +54,9 @@ class Split:
         Data-parallel copies.
     zero
         ZeRO stage: 1 splits the optimizer's state over the copies, 2 gradients too, 3 weights too.
+    shard
+        Ranks of dp x cp that ZeRO splits one copy over, the others being replicas (HSDP); all
+        when not given.
     virtual
         Chunks of layers on each pipeline stage (interleaving).
     sequence_parallel
@@ -66,6 +69,7 @@ class Split:
     ep: Count | None = None
     dp: Count | None = None
     zero: Whole | None = None
+    shard: Count | None = None
     virtual: Count | None = None
     sequence_parallel: bool = True
 

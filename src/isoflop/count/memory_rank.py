@@ -33,8 +33,8 @@ from isoflop.quantity import (
     leaf,
     maximum,
     number,
+    where,
 )
-from isoflop.quantity.expr import product
 
 
 def weights_held(
@@ -165,8 +165,7 @@ def _stored(
     zero: bool,
 ) -> Node:
     """One piece of the state by part; `zero` splits it over the ranks that share the weight."""
-    copies = product([Symbol("dp", shards.dp, meaning="data-parallel copies"), *shards.context])
-    among = copies if zero else number(1)
+    among = shards.among if zero else number(1)
     experts = among / Symbol("ep", shards.ep) if zero and shards.ep > 1 else among
 
     def measure(_weight: Weight, held: Held) -> Expr:
@@ -192,7 +191,7 @@ def _gathered(job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]]) 
     work (Zhao 2023, 2304.11277, section 3.4: at most two all-gathers in flight). Experts that
     no other rank shares are whole already.
     """
-    if shards.zero < 3 or shards.dp * shards.cp == 1:
+    if shards.zero < 3 or shards.among.value == 1:
         return []
     found = [(part.name, [layer for _, layer in layers_in([part])] or [part]) for part, _ in parts]
     sizes = [_whole_unit(job, shards, kind, unit) for kind, units in found for unit in units]
@@ -204,13 +203,12 @@ def _gathered(job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]]) 
 
 def _whole_unit(job: Trained, shards: Shards, kind: str, unit: Part) -> Expr:
     split, state = split_of(job.arch, kind, shards), job.state
-    alone = shards.dp * shards.cp == shards.ep
+    experts = Symbol("ep", shards.ep)
 
     def measure(_weight: Weight, held: Held) -> Expr:
-        whole_already = held.dealt and alone
-        return (
-            number(0) if whole_already else 2 * state.bytes_weights(held) + state.bytes_grads(held)
-        )
+        whole = 2 * state.bytes_weights(held) + state.bytes_grads(held)
+        dealt = held.dealt and shards.ep > 1
+        return where(shards.among - experts, whole, 0) if dealt else whole
 
     return held_by(unit, split, measure)
 

@@ -28,7 +28,8 @@ class Shards:
     over the sequence (Korthikanti 2022, 2205.05198, section 4.2). pp: pipeline, each rank
     with `virtual` chunks of layers (Narayanan 2021, 2104.04473, section 2.2). cp: context;
     dp: data; ep: experts, spread over dp x cp. zero: 1 splits the optimizer's state over
-    dp x cp, 2 gradients too, 3 weights too (Rajbhandari 2020, 1910.02054).
+    dp x cp, 2 gradients too, 3 weights too (Rajbhandari 2020, 1910.02054). shard: of these
+    ranks, how many one copy of what is split is spread over; None: all of them.
     """
 
     tp: int = 1
@@ -39,6 +40,7 @@ class Shards:
     zero: Literal[0, 1, 2, 3] = 0
     sequence_parallel: bool = True
     virtual: int = 1
+    shard: int | None = None
 
     def __post_init__(self) -> None:
         names = ("tp", "pp", "dp", "cp", "ep", "virtual")
@@ -47,6 +49,8 @@ class Shards:
             bad.append(Problem("zero", self.zero, "is 0, 1, 2 or 3"))
         if not bad and self.dp * self.cp % self.ep:
             bad.append(Problem("ep", self.ep, f"divides dp * cp = {self.dp * self.cp}"))
+        if not bad and self.shard is not None:
+            bad += shard_rules(self.shard, self.dp * self.cp, self.ep)
         if bad:
             raise InputError("shards", bad)
 
@@ -85,10 +89,30 @@ class Shards:
         )
 
     @property
+    def among(self) -> Expr:
+        """Ranks that one copy of what ZeRO splits is spread over."""
+        if self.shard is not None:
+            return Symbol("shard", self.shard, meaning="ranks that one copy is sharded over")
+        return product([Symbol("dp", self.dp, meaning="data-parallel copies"), *self.context])
+
+    @property
     def context(self) -> list[Expr]:
         """The context-parallel ranks, where there are several."""
         meaning = "context-parallel ranks"
         return [Symbol("cp", self.cp, meaning=meaning)] if self.cp > 1 else []
+
+
+def shard_rules(shard: int, copies: int, ep: int) -> list[Problem]:
+    """What sharding over fewer than all `copies` ranks asks: equal groups, each with all experts.
+
+    >>> [str(problem) for problem in shard_rules(3, copies=8, ep=2)]
+    ['shard=3: must hold: divides dp * cp = 8', 'shard=3: must hold: is divided by ep=2']
+    """
+    if shard < 1:
+        return [Problem("shard", shard, "is at least 1")]
+    rules = [(f"divides dp * cp = {copies}", copies % shard == 0),
+             (f"is divided by ep={ep}", shard % ep == 0)]  # fmt: skip
+    return [Problem("shard", shard, rule) for rule, holds in rules if not holds]
 
 
 @dataclass(frozen=True, slots=True)

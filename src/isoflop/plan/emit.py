@@ -17,6 +17,7 @@ from isoflop.arch.zoo import entry, names
 from isoflop.count.stages import layers_of_stage
 from isoflop.errors import InputError, Problem, UnknownName
 from isoflop.hardware.stack import find_stack
+from isoflop.plan.layout import Layout
 from isoflop.plan.training.plan import TrainPlan
 
 Flags: TypeAlias = dict[str, str | int | None]
@@ -86,8 +87,26 @@ def megatron_flags(plan: TrainPlan) -> Flags:
     if any(isinstance(k.feed_forward, Experts) for k in ask.work.arch.kinds.values()):
         flags["--expert-model-parallel-size"] = layout.ep
         flags["--expert-tensor-parallel-size"] = layout.tp
-    return {**flags, **_split(plan), **_MEGATRON_ZERO[layout.zero],
+    return {**flags, **_split(plan), **_MEGATRON_ZERO[layout.zero], **_replicas(layout),
             **_MEGATRON_AGAIN[ask.work.recompute], **_MEGATRON_PRECISION[ask.precision]}  # fmt: skip
+
+
+def _replicas(layout: Layout) -> Flags:
+    """How often what ZeRO splits is there, where more than once."""
+    if layout.shard is None:
+        return {}
+    flags: Flags = {"--num-distributed-optimizer-instances": _n_replicas(layout)}
+    return flags if layout.zero == 1 else {**flags, "--outer-dp-sharding-strategy": "no_shard"}
+
+
+def _n_replicas(layout: Layout) -> int:
+    return 1 if layout.shard is None else layout.dp * layout.cp // layout.shard
+
+
+def _shards_context(layout: Layout) -> tuple[str, int | None, str, bool]:
+    """Trainers shard over whole context-parallel groups."""
+    held = layout.shard is None or layout.shard % layout.cp == 0
+    return "shard", layout.shard, f"is divided by cp={layout.cp}", held
 
 
 def _split(plan: TrainPlan) -> Flags:
@@ -143,6 +162,7 @@ def _unsaid_megatron(plan: TrainPlan) -> list[Problem]:
         ("recompute", again, "is none or full where attention keeps no scores: Megatron's selective "
          "drops scores, the plan's the outputs of activation functions",
          again != "selective" or _keeps_scores(plan)),
+        _shards_context(layout),
     ]  # fmt: skip
     return [Problem(field, value, rule) for field, value, rule, holds in rules if not holds]
 
@@ -192,6 +212,7 @@ def torchtitan(plan: TrainPlan) -> str:
     _refuse("torchtitan", _unsaid_torchtitan(plan))
     layout, ask = plan.layout, plan.ask
     n_micro = layout.n_micro_batches(ask.global_batch)
+    replicas = _n_replicas(layout) if layout.zero else layout.dp
     tables: dict[str, dict[str, str | int]] = {
         "training": {
             "local_batch_size": layout.micro_batch * (n_micro if layout.pp > 1 else 1),
@@ -201,8 +222,8 @@ def torchtitan(plan: TrainPlan) -> str:
             "mixed_precision_param": _TITAN_PRECISION[ask.precision],
         },
         "parallelism": {
-            "data_parallel_replicate_degree": 1 if layout.zero else layout.dp,
-            "data_parallel_shard_degree": layout.dp if layout.zero else 1,
+            "data_parallel_replicate_degree": replicas,
+            "data_parallel_shard_degree": layout.dp // replicas,
             "fsdp_reshard_after_forward": "always" if layout.zero == 3 else "never",
             "tensor_parallel_degree": layout.tp,
             "context_parallel_degree": layout.cp,
@@ -241,6 +262,7 @@ def _unsaid_torchtitan(plan: TrainPlan) -> list[Problem]:
          layout.zero >= 2 or layout.cp == 1),
         ("zero", layout.zero, "is 2 or 3 where ep is above 1: experts are dealt over FSDP's ranks",
          layout.zero >= 2 or layout.ep == 1),
+        _shards_context(layout),
         ("sequence_parallel", layout.sequence_parallel, "is on where tp is above 1",
          layout.sequence_parallel or layout.tp == 1),
         ("recompute", ask.work.recompute, "is none or full: its selective is another policy",

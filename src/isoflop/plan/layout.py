@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from isoflop.arch import Arch, Attention, Dense, Experts
 from isoflop.count.blocks import beside
+from isoflop.count.memory_split import shard_rules
 from isoflop.count.stages import pipeline_rules
 from isoflop.errors import Problem
 from isoflop.hardware import Cluster
@@ -30,7 +31,9 @@ class Layout:
     cp: context parallel, each rank a part of every sequence. dp: data-parallel copies.
     ep: ranks that the experts are dealt over, out of dp x cp. zero: 1 splits the optimizer's
     state over dp x cp, 2 gradients too, 3 weights too (Rajbhandari 2020, 1910.02054).
-    micro_batch: sequences that one copy works on at once.
+    micro_batch: sequences that one copy works on at once. shard: ranks of dp x cp that ZeRO
+    splits one copy over, the rest being replicas (MiCS, Zhang 2022, 2205.00119, section 3.2;
+    PyTorch's HYBRID_SHARD); None: all of them.
     """
 
     tp: int = 1
@@ -42,6 +45,7 @@ class Layout:
     ep: int = 1
     virtual: int = 1
     sequence_parallel: bool = True
+    shard: int | None = None
 
     @property
     def n_accelerators(self) -> int:
@@ -70,9 +74,10 @@ class Layout:
         text += "".join(
             f" {name}={getattr(self, name)}" for name in rest if getattr(self, name) > 1
         )
+        text += "" if self.shard is None else f" shard={self.shard}"
         return text if self.sequence_parallel else f"{text} without sequence parallelism"
 
-    def to_json(self) -> dict[str, int | bool]:
+    def to_json(self) -> dict[str, int | bool | None]:
         return asdict(self)
 
 
@@ -131,6 +136,7 @@ def broken_rules(
         *tensor_rules(layout.tp, arch),
         *pipeline_rules(arch.n_layers, layout.pp, layout.virtual),
         *_expert_rules(layout, arch),
+        *_shard_rules(layout),
         *_tower_rules(layout, arch),
         *_rules_of_place(layout, cluster),
         *_rules_of_work(layout, global_batch),
@@ -182,6 +188,15 @@ def _expert_rules(layout: Layout, arch: Arch) -> list[Problem]:
     among = layout.dp * layout.cp
     if among % layout.ep:
         broken.append(Problem("ep", layout.ep, f"divides dp * cp = {among}"))
+    return broken
+
+
+def _shard_rules(layout: Layout) -> list[Problem]:
+    if layout.shard is None:
+        return []
+    broken = shard_rules(layout.shard, layout.dp * layout.cp, layout.ep)
+    if layout.zero == 0:
+        broken.append(Problem("shard", layout.shard, "is given with ZeRO 1, 2 or 3"))
     return broken
 
 

@@ -27,6 +27,7 @@ class Layout(Out):
     ep: int
     virtual: int
     sequence_parallel: bool
+    shard: int | None
 
 
 class Refusal(Out):

@@ -35,6 +35,7 @@ def shards_of(layout: Layout) -> Shards:
         zero=layout.zero,
         sequence_parallel=layout.sequence_parallel,
         virtual=layout.virtual,
+        shard=layout.shard,
     )
 
 

@@ -85,10 +85,18 @@ def template(space: Space, columns: Columns, variation: Variation) -> Layout:
     domain = space.cluster.per_node or space.cluster.chip.per_node
     used = columns["tp"] * columns["pp"] * columns["dp"] * columns["cp"]
     wide = 2 * domain if used.max() > domain else 2
-    many = {"tp": 2, "ep": 2, "virtual": 2, "pp": wide, "dp": wide, "cp": wide}
+    many = {"tp": 2, "ep": 2, "virtual": 2, "pp": wide, "dp": 4 * wide, "cp": wide}
     above = {name: most if (columns[name] > 1).any() else 1 for name, most in many.items()}  # type: ignore[index]
     together = bool(columns["sequence_parallel"][0])
-    return Layout(**above, zero=variation.zero, sequence_parallel=together)
+    return Layout(**above, zero=variation.zero, sequence_parallel=together,
+                  shard=_shard(columns) if variation.zero else None)  # fmt: skip
+
+
+def _shard(columns: Columns) -> int | None:
+    """Some ranks, but not all, where any row shards over fewer than all."""
+    if (columns["shard"] == columns["dp"] * columns["cp"]).all():
+        return None
+    return 4 if (columns["shard"] > 1).any() else 1
 
 
 # --- seconds --------------------------------------------------------------------------------

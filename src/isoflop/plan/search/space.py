@@ -18,7 +18,7 @@ from isoflop.plan.layout import Layout, broken_rules, divisors
 
 #: Sizes of one layout, in the order of the columns.
 Name: TypeAlias = Literal[
-    "tp", "pp", "dp", "cp", "ep", "virtual", "micro_batch", "sequence_parallel"
+    "tp", "pp", "dp", "cp", "ep", "virtual", "micro_batch", "sequence_parallel", "shard"
 ]
 NAMES: tuple[Name, ...] = get_args(Name)
 Columns: TypeAlias = Mapping[Name, NDArray[np.int64]]
@@ -30,6 +30,9 @@ MOST_MICRO_BATCH = 16
 #: A context-parallel rank keeps at least so many tokens of a sequence: with fewer, sending
 #: keys and values takes longer than attention does (Llama 3, 2407.21783, table 4, keeps 8,192).
 LEAST_TOKENS_CONTEXT = 2048
+#: Nodes that one copy of what ZeRO splits is offered to be spread over, beside all: the fewer the
+#: faster, as long as it fits (MiCS, Zhang 2022, 2205.00119, section 3.2).
+NODES_OF_A_COPY = (1, 2, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,8 @@ class Space:
     tp divides a node; any pp up to the layers, dividing them or not, and any virtual; any cp
     that leaves ranks `LEAST_TOKENS_CONTEXT` tokens; micro-batches up to `MOST_MICRO_BATCH`; as
     many data-parallel copies as fit and divide the batch; any ep that divides copies and
-    experts; all of it within the accelerators of each of `counts`, at most an eighth idle.
+    experts; what ZeRO splits over all copies or over `NODES_OF_A_COPY`; all of it within the
+    accelerators of each of `counts`, at most an eighth idle.
     """
 
     arch: Arch
@@ -72,8 +76,25 @@ class Space:
         """One row per split of the model, each legal, none twice."""
         counts = self.counts or (self.cluster.count,)
         rows = sorted({row for count in counts for row in self._rows(count)})
-        table = np.array(rows, dtype=np.int64).reshape(len(rows), len(NAMES))
+        whole = np.array(rows, dtype=np.int64).reshape(len(rows), len(NAMES) - 1)
+        table = np.concatenate([np.c_[whole[of], shard] for of, shard in self._shards(whole)])
         return {name: table[:, i] for i, name in enumerate(NAMES)}
+
+    def _shards(self, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.intp], Any]]:
+        """Rows by how many ranks a copy is spread over: all first, then what lies in few nodes."""
+        tp, _, dp, cp, ep = rows[:, :5].T
+        copies = dp * cp
+        if "shard" in self.fixed:
+            said = np.full(len(rows), self.fixed["shard"])
+            of = np.flatnonzero((copies % said == 0) & (said % ep == 0))
+            yield of, said[of]
+            return
+        yield np.arange(len(rows)), copies
+        for nodes in NODES_OF_A_COPY:
+            shard = np.maximum(1, nodes * self.cluster.size_node // tp)
+            few = (shard > 1) & (shard < copies) & (copies % shard == 0) & (shard % ep == 0)
+            of = np.flatnonzero(few)
+            yield of, shard[of]
 
     @property
     def size(self) -> int:
@@ -81,15 +102,24 @@ class Space:
         return len(self.columns["tp"])
 
     def applies(self, columns: Columns) -> NDArray[np.bool_]:
-        """Of each row, the variations that mean something: ZeRO splits over copies."""
-        copied = columns["dp"] * columns["cp"] > 1
+        """Of each row, the variations that mean something: ZeRO splits over copies.
+
+        What is split in fewer ways than there are copies is split by ZeRO.
+        """
+        copies = columns["dp"] * columns["cp"]
+        split = np.array([v.zero > 0 for v in self.variations])
         plain = np.array([v.zero == 0 or "zero" in self.fixed for v in self.variations])
-        offered: NDArray[np.bool_] = copied[:, None] | plain[None, :]
+        parted = (columns["shard"] < copies) | ("shard" in self.fixed)
+        offered: NDArray[np.bool_] = np.where(
+            parted[:, None], split[None, :], (copies > 1)[:, None] | plain[None, :]
+        )
         return offered
 
     def layout(self, row: int, variation: Variation) -> Layout:
         sizes: dict[str, Any] = {name: int(self.columns[name][row]) for name in NAMES}
         sizes["sequence_parallel"] = bool(sizes["sequence_parallel"])
+        if sizes["shard"] == sizes["dp"] * sizes["cp"]:
+            sizes["shard"] = None
         return Layout(**sizes, zero=variation.zero)
 
     # --- rows -----------------------------------------------------------------------------

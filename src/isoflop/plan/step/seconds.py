@@ -375,9 +375,15 @@ class _Step:
         """Adam over the weights of the fullest stage."""
         shared, dealt = self._held(experts=False), self._held(experts=True)
         if self.setting.layout.zero:
-            copies = self.sizes.ways("dp", "cp")
-            shared, dealt = shared / copies, dealt * self.sizes.ways("ep") / copies
+            among = self._among
+            shared, dealt = shared / among, dealt * self.sizes.ways("ep") / among
         return self._leaf("optimizer", self.work.rates.move(BYTES_ADAM * (shared + dealt)))
+
+    @property
+    def _among(self) -> Expr:
+        """Ranks that one copy of the optimizer's state is split over."""
+        everywhere = self.setting.layout.shard is None
+        return self.sizes.ways("dp", "cp") if everywhere else self.sizes.ways("shard")
 
     def _held(self, *, experts: bool) -> Expr:
         """Weights of the fullest stage on one rank."""

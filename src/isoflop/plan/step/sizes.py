@@ -19,6 +19,7 @@ _MEANING = {
     "virtual_pp": "chunks of layers on each stage",
     "batch": "sequences in a micro-batch",
     "n_micro_batches": "micro-batches per pipeline and step",
+    "shard": "ranks that one copy is sharded over",
 }
 SIZES = tuple(_MEANING)
 
@@ -35,6 +36,7 @@ class Sizes:
     virtual_pp: Symbol
     batch: Symbol
     n_micro_batches: Symbol
+    shard: Symbol
     above_one: frozenset[str]
 
     @classmethod
@@ -49,6 +51,7 @@ class Sizes:
             "virtual_pp": layout.virtual,
             "batch": layout.micro_batch,
             "n_micro_batches": setting.n_micro_batches,
+            "shard": layout.dp * layout.cp if layout.shard is None else layout.shard,
         }
         symbols = {name: Symbol(name, v, meaning=_MEANING[name]) for name, v in values.items()}
         return cls(**symbols, above_one=frozenset(n for n, v in values.items() if v > 1))
