@@ -676,6 +676,7 @@ def test_the_json_has_the_promised_keys() -> None:
         "virtual": 1,
         "sequence_parallel": True,
         "shard": None,
+        "offload": "none",
     }
     assert {"name", "value", "interval", "meaning", "source"} == set(out["assumptions"][0])
 

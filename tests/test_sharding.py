@@ -28,7 +28,7 @@ from isoflop.plan.memory.place import bytes_per_accelerator
 from isoflop.plan.network.group import group_of
 from isoflop.plan.search import search
 from isoflop.plan.search.space import Space
-from isoflop.plan.search.weigh import weigh
+from isoflop.plan.search.weigh import Room, weigh
 from isoflop.plan.step.communication import communication
 from isoflop.plan.step.seconds import step_time
 from isoflop.plan.step.setting import Setting
@@ -181,7 +181,7 @@ def test_arrays_equal_the_printed_formulas_of_sharded_layouts(
 ) -> None:
     ask = TrainAsk(Work(arch, 10**9, seq_len), parse_cluster(on), 64, stack="nemo-24")
     space = Space(arch, ask.cluster, seq_len, 64)
-    timed = weigh(space, ask.job, ask.setting(Layout()), np.inf)
+    timed = weigh(space, ask.job, ask.setting(Layout()), Room(np.inf))
     drawn = random.Random(2).sample(range(timed.row.size), 400)
     found = [
         (i, space.layout(int(timed.row[i]), space.variations[timed.variation[i]])) for i in drawn

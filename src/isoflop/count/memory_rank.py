@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from isoflop.arch.spec import Arch
 from isoflop.count.blocks import Part, Weight, beside, describe
@@ -32,7 +33,9 @@ from isoflop.quantity import (
     branch,
     leaf,
     maximum,
+    minimum,
     number,
+    total,
     where,
 )
 
@@ -125,25 +128,90 @@ def memory_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 
     return memory_held(job, shards, parts, flight, embedded)
 
 
+#: Pieces of one stage, by what they depend on of ZeRO, recomputation and offloading: where many
+#: ways of these are tried on one split of the model, each piece is made once.
+Made: TypeAlias = dict[object, list[Node]]
+
+
+def _once(made: Made | None, key: object, make: Callable[[], list[Node]]) -> list[Node]:
+    if made is None:
+        return make()
+    if key not in made:
+        made[key] = make()
+    return made[key]
+
+
 def memory_held(
-    job: Trained, shards: Shards, parts: list[tuple[Part, Expr]], flight: Expr, embedded: Expr
+    job: Trained,
+    shards: Shards,
+    parts: list[tuple[Part, Expr]],
+    flight: Expr,
+    embedded: Expr,
+    made: Made | None = None,
 ) -> Node:
     """Bytes of a rank that holds `parts`, with `flight` micro-batches of its layers.
 
     `embedded` micro-batches wait for the embedding's backward, where it is among the parts.
     """
-    state = job.state
-    return branch(
-        "bytes_per_rank",
-        "bytes",
-        [
-            _stored(job, shards, parts, "bytes_weights", state.bytes_weights, shards.zero >= 3),
-            _stored(job, shards, parts, "bytes_grads", state.bytes_grads, shards.zero >= 2),
-            _stored(job, shards, parts, "bytes_optimizer", state.bytes_optimizer, shards.zero >= 1),
-            *_gathered(job, shards, parts),
-            _activations(job, shards, parts, flight, embedded),
-        ],
+    zero, away = shards.zero, shards.offload
+    kept = _once(
+        made,
+        ("activations", job.recompute, "activations" in away),
+        lambda: [_activations(job, shards, parts, flight, embedded)],
     )
+    pieces = [
+        *_stored(job, shards, parts, "bytes_weights", zero >= 3, made),
+        *_stored(job, shards, parts, "bytes_grads", zero >= 2, made),
+        *([] if "optimizer" in away else _optimizer(job, shards, parts, made)),
+        *_once(made, ("gathered", zero >= 3), lambda: _gathered(job, shards, parts)),
+        *kept,
+    ]
+    return branch("bytes_per_rank", "bytes", pieces)
+
+
+def host_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 0) -> Node:
+    """Bytes that a rank of pipeline stage `stage` keeps in its host's memory, as a tree.
+
+    >>> from isoflop.arch import gpt
+    >>> from isoflop.count.memory_state import TRAINING_STATES
+    >>> small = gpt("gpt2", d_model=768, n_layers=12, n_heads=12, vocab_size=50257, max_seq_len=1024)
+    >>> job = Trained(small, Workload.train(1, 1024), TRAINING_STATES["bf16"])
+    >>> host_rank(job, Shards(offload="optimizer")).value // 124_439_808
+    14
+    """
+    _check_stage(job.arch, shards, stage)
+    root = describe(job.arch, job.work)
+    parts = list(stage_parts(job.arch, root, shards.pp, stage, shards.virtual))
+    return host_held(job, shards, parts, shards.in_flight(stage, n_micro))
+
+
+def host_held(
+    job: Trained,
+    shards: Shards,
+    parts: list[tuple[Part, Expr]],
+    flight: Expr,
+    made: Made | None = None,
+) -> Node:
+    """Bytes that a rank of `parts` keeps in its host's memory.
+
+    Beside the optimizer's state the gradients that it reads, split as it is; of activations, what
+    is not on the accelerator.
+    """
+    kept = []
+    if "optimizer" in shards.offload:
+        kept += _optimizer(job, shards, parts, made)
+        kept += _stored(job, shards, parts, "bytes_grads", shards.zero >= 1, made)
+    if "activations" in shards.offload:
+        layers = [leaf for _, leaf in _layers(job, shards, parts, flight)]
+        away = total(layer.total for layer in layers) - _resident(layers)
+        kept.append(_leaf("bytes_activations", away, 1))
+    return branch("bytes_host_per_rank", "bytes", kept)
+
+
+def _optimizer(
+    job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]], made: Made | None
+) -> list[Node]:
+    return _stored(job, shards, parts, "bytes_optimizer", shards.zero >= 1, made)
 
 
 def _check_stage(arch: Arch, shards: Shards, stage: int) -> None:
@@ -161,10 +229,17 @@ def _stored(
     shards: Shards,
     parts: Iterable[tuple[Part, Expr]],
     name: str,
-    each: Callable[[Held], Expr],
     zero: bool,
-) -> Node:
+    made: Made | None,
+) -> list[Node]:
     """One piece of the state by part; `zero` splits it over the ranks that share the weight."""
+    return _once(made, (name, zero), lambda: [_piece(job, shards, parts, name, zero)])
+
+
+def _piece(
+    job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]], name: str, zero: bool
+) -> Node:
+    each: Callable[[Held], Expr] = getattr(job.state, name)
     among = shards.among if zero else number(1)
     experts = among / Symbol("ep", shards.ep) if zero and shards.ep > 1 else among
 
@@ -223,22 +298,47 @@ def _activations(
     """What forward leaves for backward, in as many micro-batches as are in flight."""
     children = []
     layers: list[tuple[Part, Keeping]] = []
-    for part, copies in parts:
+    of_layers = {part.name: leaf for part, leaf in _layers(job, shards, parts, flight)}
+    for part, _ in parts:
         if not keeps(part):
             continue
-        split = split_of(job.arch, part.name, shards)
-        keeping = Keeping(job.state.activation, job.kernels, job.recompute, ways_of(split, shards))
+        keeping = keeping_of(job, shards, part)
         once = embedded if part.name == "embedding" else number(1)
-        times = flight * copies if part.is_layer else once
-        children.append(_leaf(part.name, keeping.tree(part).size, times))
+        own = of_layers.get(part.name) or _leaf(part.name, keeping.tree(part).size, once)
+        if part.name not in of_layers or "activations" not in shards.offload:
+            children.append(own)
         if any(layers_in([part])):
             layers.append((part, keeping))
+    if of_layers and "activations" in shards.offload:
+        children.append(_leaf("layers_resident", _resident(list(of_layers.values())), 1))
     if job.recompute == "full":
         loss = loss_of(children)
         again = [going_backward([part], loss, keeping).size for part, keeping in layers]
         largest = maximum(*again) if len(again) > 1 else again[0]
         children.append(_leaf("layer_going_backward", largest, 1))
     return branch("bytes_activations", "bytes", children)
+
+
+def keeping_of(job: Trained, shards: Shards, part: Part) -> Keeping:
+    """What a part of a rank keeps of one micro-batch, and how it is split."""
+    split = split_of(job.arch, part.name, shards)
+    return Keeping(job.state.activation, job.kernels, job.recompute, ways_of(split, shards))
+
+
+def _layers(
+    job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]], flight: Expr
+) -> Iterator[tuple[Part, Node]]:
+    """What the layers of each kind keep, of all micro-batches in flight."""
+    for part, copies in parts:
+        if part.is_layer and keeps(part):
+            size = keeping_of(job, shards, part).tree(part).size
+            yield part, _leaf(part.name, size, flight * copies)
+
+
+def _resident(layers: list[Node]) -> Expr:
+    """Of offloaded layers two are on the accelerator: one at work, one on its way."""
+    widest = maximum(*(layer.size for layer in layers)) if len(layers) > 1 else layers[0].size
+    return minimum(2 * widest, total(layer.total for layer in layers))
 
 
 def _leaf(name: str, size: Expr, times: Expr | int) -> Node:

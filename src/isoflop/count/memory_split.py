@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from isoflop.arch.spec import Arch, Attention
 from isoflop.count.blocks import Part, Weight
@@ -20,6 +20,13 @@ from isoflop.quantity.expr import product
 SPLIT = frozenset({"heads", "kv_heads", "ff", "vocab"})
 
 
+#: What is kept in the host's memory. optimizer: its state with the fp32 weights, updated there
+#: (ZeRO-Offload, Ren 2021, 2101.06840; gradients stay on the accelerator until they are summed,
+#: as in Megatron-Core); activations: what layers keep from forward to backward.
+Offload: TypeAlias = Literal["none", "optimizer", "activations", "optimizer+activations"]
+OFFLOADS: tuple[Offload, ...] = get_args(Offload)
+
+
 @dataclass(frozen=True, slots=True)
 class Shards:
     """How many ranks share one model's state and work, and how.
@@ -29,7 +36,8 @@ class Shards:
     with `virtual` chunks of layers (Narayanan 2021, 2104.04473, section 2.2). cp: context;
     dp: data; ep: experts, spread over dp x cp. zero: 1 splits the optimizer's state over
     dp x cp, 2 gradients too, 3 weights too (Rajbhandari 2020, 1910.02054). shard: of these
-    ranks, how many one copy of what is split is spread over; None: all of them.
+    ranks, how many one copy of what is split is spread over; None: all of them. offload: what
+    waits in the host's memory.
     """
 
     tp: int = 1
@@ -41,6 +49,7 @@ class Shards:
     sequence_parallel: bool = True
     virtual: int = 1
     shard: int | None = None
+    offload: Offload = "none"
 
     def __post_init__(self) -> None:
         names = ("tp", "pp", "dp", "cp", "ep", "virtual")
@@ -51,6 +60,8 @@ class Shards:
             bad.append(Problem("ep", self.ep, f"divides dp * cp = {self.dp * self.cp}"))
         if not bad and self.shard is not None:
             bad += shard_rules(self.shard, self.dp * self.cp, self.ep)
+        if self.offload not in OFFLOADS:
+            bad.append(Problem("offload", self.offload, f"is one of {', '.join(OFFLOADS)}"))
         if bad:
             raise InputError("shards", bad)
 

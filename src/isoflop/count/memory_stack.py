@@ -155,7 +155,7 @@ def overhead(stack: MemoryStack, held: Node, shards: Shards, outputs: Expr | int
         "reduce_buckets": stack.reduce_buckets * each,
         "gather_bucket": split * minimum(each, sizes["bytes_weights"]) if stack.gathers else number(0),
         "gradients_flat": _flat(sizes["bytes_grads"], shards) if stack.flat else number(0),
-        "step_copies": _copies(stack, sizes["bytes_optimizer"], activations),
+        "step_copies": _copies(stack, sizes.get("bytes_optimizer", number(0)), activations),
         "stage_outputs": number(kept),
         "fragments": stack.fragments * activations,
     }  # fmt: skip

@@ -88,6 +88,7 @@ def megatron_flags(plan: TrainPlan) -> Flags:
         flags["--expert-model-parallel-size"] = layout.ep
         flags["--expert-tensor-parallel-size"] = layout.tp
     return {**flags, **_split(plan), **_MEGATRON_ZERO[layout.zero], **_replicas(layout),
+            **_megatron_offload(plan),
             **_MEGATRON_AGAIN[ask.work.recompute], **_MEGATRON_PRECISION[ask.precision]}  # fmt: skip
 
 
@@ -97,6 +98,17 @@ def _replicas(layout: Layout) -> Flags:
         return {}
     flags: Flags = {"--num-distributed-optimizer-instances": _n_replicas(layout)}
     return flags if layout.zero == 1 else {**flags, "--outer-dp-sharding-strategy": "no_shard"}
+
+
+def _megatron_offload(plan: TrainPlan) -> Flags:
+    """The optimizer's state whole, and every layer's activations but the last one's."""
+    flags: Flags = {}
+    if "optimizer" in plan.layout.offload:
+        flags = {"--optimizer-cpu-offload": None, "--optimizer-offload-fraction": "1.0",
+                 "--use-precision-aware-optimizer": None}  # fmt: skip
+    if "activations" in plan.layout.offload:
+        flags["--cpu-offloading-num-layers"] = plan.ask.work.arch.n_layers - 1
+    return flags
 
 
 def _n_replicas(layout: Layout) -> int:
@@ -163,6 +175,10 @@ def _unsaid_megatron(plan: TrainPlan) -> list[Problem]:
          "drops scores, the plan's the outputs of activation functions",
          again != "selective" or _keeps_scores(plan)),
         _shards_context(layout),
+        ("offload", layout.offload, "is of activations only where pp is 1 and recompute none",
+         "activations" not in layout.offload or (layout.pp == 1 and again == "none")),
+        ("offload", layout.offload, "is of the optimizer only where zero is 1: the distributed optimizer",
+         "optimizer" not in layout.offload or layout.zero == 1),
     ]  # fmt: skip
     return [Problem(field, value, rule) for field, value, rule, holds in rules if not holds]
 
@@ -263,6 +279,8 @@ def _unsaid_torchtitan(plan: TrainPlan) -> list[Problem]:
         ("zero", layout.zero, "is 2 or 3 where ep is above 1: experts are dealt over FSDP's ranks",
          layout.zero >= 2 or layout.ep == 1),
         _shards_context(layout),
+        ("offload", layout.offload, "is none: FSDP's own offloads weights and gradients too",
+         layout.offload == "none"),
         ("sequence_parallel", layout.sequence_parallel, "is on where tp is above 1",
          layout.sequence_parallel or layout.tp == 1),
         ("recompute", ask.work.recompute, "is none or full: its selective is another policy",
@@ -313,6 +331,7 @@ def _unsaid_recipe(plan: TrainPlan) -> list[Problem]:
          layout.n_accelerators == 1),
         ("micro-batches per step", n_micro, "is 1: the trainer runs a batch at once", n_micro == 1),
         ("recompute", ask.work.recompute, "is none", ask.work.recompute == "none"),
+        ("offload", layout.offload, "is none", layout.offload == "none"),
         ("precision", ask.precision, "is fp32 or bf16", ask.precision in ("fp32", "bf16")),
     ]  # fmt: skip
     return [Problem(field, value, rule) for field, value, rule, holds in rules if not holds]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from isoflop.arch import Arch, Attention, Dense, Experts
 from isoflop.count.blocks import beside
-from isoflop.count.memory_split import shard_rules
+from isoflop.count.memory_split import OFFLOADS, Offload, shard_rules
 from isoflop.count.stages import pipeline_rules
 from isoflop.errors import Problem
 from isoflop.hardware import Cluster
@@ -33,7 +33,7 @@ class Layout:
     state over dp x cp, 2 gradients too, 3 weights too (Rajbhandari 2020, 1910.02054).
     micro_batch: sequences that one copy works on at once. shard: ranks of dp x cp that ZeRO
     splits one copy over, the rest being replicas (MiCS, Zhang 2022, 2205.00119, section 3.2;
-    PyTorch's HYBRID_SHARD); None: all of them.
+    PyTorch's HYBRID_SHARD); None: all of them. offload: what waits in the host's memory.
     """
 
     tp: int = 1
@@ -46,6 +46,7 @@ class Layout:
     virtual: int = 1
     sequence_parallel: bool = True
     shard: int | None = None
+    offload: Offload = "none"
 
     @property
     def n_accelerators(self) -> int:
@@ -75,21 +76,26 @@ class Layout:
             f" {name}={getattr(self, name)}" for name in rest if getattr(self, name) > 1
         )
         text += "" if self.shard is None else f" shard={self.shard}"
+        text += "" if self.offload == "none" else f" offload={self.offload}"
         return text if self.sequence_parallel else f"{text} without sequence parallelism"
 
-    def to_json(self) -> dict[str, int | bool | None]:
+    def to_json(self) -> dict[str, int | bool | str | None]:
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A legal layout that does not fit, by how much, and its largest part."""
+    """A legal layout that does not fit, by how much, and its largest part.
+
+    `of` says whose memory is too small: that of an accelerator, or of its host.
+    """
 
     layout: Layout
     bytes_needed: int
     bytes_available: int
     largest: str
     largest_share: float
+    of: Literal["accelerator", "host"] = "accelerator"
 
     @property
     def bytes_over(self) -> int:
@@ -98,7 +104,8 @@ class Refusal:
     def __str__(self) -> str:
         return (
             f"{self.layout}: {format_bytes(self.bytes_needed)} > "
-            f"{format_bytes(self.bytes_available)}, largest part {self.largest} "
+            f"{format_bytes(self.bytes_available)}{' of a host' if self.of == 'host' else ''}, "
+            f"largest part {self.largest} "
             f"{self.largest_share:.0%}"
         )
 
@@ -109,6 +116,7 @@ class Refusal:
             "bytes_available": self.bytes_available,
             "largest": self.largest,
             "largest_share": self.largest_share,
+            "of": self.of,
             "text": str(self),
         }
 
@@ -137,6 +145,7 @@ def broken_rules(
         *pipeline_rules(arch.n_layers, layout.pp, layout.virtual),
         *_expert_rules(layout, arch),
         *_shard_rules(layout),
+        *_offload_rules(layout, cluster),
         *_tower_rules(layout, arch),
         *_rules_of_place(layout, cluster),
         *_rules_of_work(layout, global_batch),
@@ -198,6 +207,15 @@ def _shard_rules(layout: Layout) -> list[Problem]:
     if layout.zero == 0:
         broken.append(Problem("shard", layout.shard, "is given with ZeRO 1, 2 or 3"))
     return broken
+
+
+def _offload_rules(layout: Layout, cluster: Cluster) -> list[Problem]:
+    if layout.offload not in OFFLOADS:
+        return [Problem("offload", layout.offload, f"is one of {', '.join(OFFLOADS)}")]
+    if layout.offload != "none" and cluster.chip.host is None:
+        rule = f"is none where the host of {cluster.chip.name} is not stated"
+        return [Problem("offload", layout.offload, rule)]
+    return []
 
 
 def _expert_counts(arch: Arch) -> dict[str, int]:

@@ -303,7 +303,7 @@ def total(terms: Iterable[Expr | Value]) -> Expr:
 def product(factors: Iterable[Expr | Value]) -> Expr:
     """The product, flattened, ones left out, zero if a factor is the literal zero."""
     flat = [number(f) for f in factors]
-    if Number(0) in flat:
+    if any(_is(f, 0) for f in flat):
         return Number(0)
     return _flatten("*", flat, unit=1)
 
@@ -313,14 +313,18 @@ def _flatten(kind: str, args: Iterable[Expr | Value], unit: int) -> Expr:
     for arg in map(number, args):
         nested = isinstance(arg, Operation) and arg.kind == kind
         flat.extend(arg.parts() if nested else (arg,))
-    flat = [a for a in flat if a != Number(unit)]
+    flat = [a for a in flat if not _is(a, unit)]
     if not flat:
         return Number(unit)
     return flat[0] if len(flat) == 1 else Operation(kind, tuple(flat))
 
 
 def _quotient(a: Expr, b: Expr) -> Expr:
-    return a if b == Number(1) else Operation("/", (a, b))
+    return a if _is(b, 1) else Operation("/", (a, b))
+
+
+def _is(expr: Expr, literal: int) -> bool:
+    return isinstance(expr, Number) and expr.literal == literal
 
 
 def ceil_div(a: Expr | Value, b: Expr | Value) -> Expr:

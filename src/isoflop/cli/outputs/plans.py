@@ -28,6 +28,7 @@ class Layout(Out):
     virtual: int
     sequence_parallel: bool
     shard: int | None
+    offload: str
 
 
 class Refusal(Out):
@@ -36,6 +37,7 @@ class Refusal(Out):
     bytes_available: int
     largest: str
     largest_share: float
+    of: str
     text: str
 
 
@@ -101,11 +103,9 @@ class Sway(Out):
 
 
 class Search(Out):
-    """What a search did and found; `evaluated` had memory and time computed, `refused` memory alone."""
+    """What a search did and found; `evaluated` had memory and time computed."""
 
-    enumerated: int
     evaluated: int
-    refused: int
     fit: int
     seconds: float
     seconds_cpu: float

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.count.blocks import describe
+from isoflop.count.memory_rank import Made
 from isoflop.count.stages import layers_of_stage
 from isoflop.plan.layout import Layout
 from isoflop.plan.memory.place import stages_unlike
-from isoflop.plan.memory.shard import Trained, memory_training_held
-from isoflop.plan.search.space import Columns, Space, Variation
+from isoflop.plan.memory.shard import Trained, host_training_held, memory_training_held
+from isoflop.plan.search.space import Columns, Space, Variation, n_accelerators
 from isoflop.plan.step.seconds import step_time
 from isoflop.plan.step.setting import Setting
 from isoflop.plan.step.sizes import SIZES
@@ -77,19 +78,26 @@ def sizes(space: Space, columns: Columns) -> dict[str, Floats]:
     }
 
 
-def template(space: Space, columns: Columns, variation: Variation) -> Layout:
-    """A layout with the structure of all rows: what is above 1 in any of them is.
+def templates(space: Space, columns: Columns, variations: Sequence[Variation]) -> list[Layout]:
+    """Of each variation a layout with the structure of all rows: what is above 1 in any of them is.
 
     It leaves one domain of fast links if any row does.
     """
     domain = space.cluster.per_node or space.cluster.chip.per_node
-    used = columns["tp"] * columns["pp"] * columns["dp"] * columns["cp"]
+    used = n_accelerators(columns)
     wide = 2 * domain if used.max() > domain else 2
     many = {"tp": 2, "ep": 2, "virtual": 2, "pp": wide, "dp": 4 * wide, "cp": wide}
-    above = {name: most if (columns[name] > 1).any() else 1 for name, most in many.items()}  # type: ignore[index]
+    above: dict[str, Any] = {
+        name: most if (columns[name] > 1).any() else 1  # type: ignore[index]
+        for name, most in many.items()
+    }
     together = bool(columns["sequence_parallel"][0])
-    return Layout(**above, zero=variation.zero, sequence_parallel=together,
-                  shard=_shard(columns) if variation.zero else None)  # fmt: skip
+    shard = _shard(columns)
+    return [
+        Layout(**above, zero=v.zero, sequence_parallel=together,
+               shard=shard if v.zero else None, offload=v.offload)
+        for v in variations
+    ]  # fmt: skip
 
 
 def _shard(columns: Columns) -> int | None:
@@ -102,11 +110,13 @@ def _shard(columns: Columns) -> int | None:
 # --- seconds --------------------------------------------------------------------------------
 
 
-def seconds(space: Space, setting: Setting, columns: Columns) -> Floats:
+def seconds(
+    space: Space, setting: Setting, columns: Columns, variations: Sequence[Variation]
+) -> Floats:
     """Seconds of a step of rows that share a structure, by variation."""
     trees = [
-        step_time(replace(setting, layout=template(space, columns, v), recompute=v.recompute))
-        for v in space.variations
+        step_time(replace(setting, layout=layout, recompute=v.recompute))
+        for layout, v in zip(templates(space, columns, variations), variations, strict=True)
     ]
     run = compiled([tree.total for tree in trees], SIZES)
     named = sizes(space, columns)
@@ -132,41 +142,65 @@ class Stages(NamedTuple):
     layers: dict[int, Counter[str]]
 
 
-def bytes_needed(space: Space, job: Trained, columns: Columns) -> Floats:
-    """Bytes of the fullest stage of rows that share a structure, by variation."""
-    pairs = np.stack([columns["pp"], columns["virtual"]], axis=1)
-    shapes, shape_of = np.unique(pairs, axis=0, return_inverse=True)
+def bytes_needed(
+    space: Space, job: Trained, columns: Columns, variations: Sequence[Variation]
+) -> tuple[Floats, Floats]:
+    """Bytes of the fullest stage of rows that share a structure, by variation.
+
+    On each accelerator, and of each in its host's memory.
+    """
+    most_chunks = space.arch.n_layers + 1
+    shapes, shape_of = np.unique(
+        columns["pp"] * most_chunks + columns["virtual"], return_inverse=True
+    )
+    pairs = [divmod(int(shape), most_chunks) for shape in shapes]
+    run = _Compiled(job, templates(space, columns, variations), variations)
     named = sizes(space, columns)
-    most = np.zeros((len(shape_of), len(space.variations)))
-    for stages in _stages_unlike(space, [(int(pp), int(v)) for pp, v in shapes]):
-        rows = np.flatnonzero(np.isin(shape_of, list(stages.stage)))
-        run, over = _stage(space, job, columns, stages)
+    offloads = any(v.offload != "none" for v in variations)
+    most = np.zeros((len(shape_of), (1 + offloads) * len(variations)))
+    for stages in _stages_unlike(space, pairs):
+        there = np.isin(np.arange(len(shapes)), list(stages.stage))
+        rows = np.flatnonzero(there[shape_of])
+        function, over = run.stage(stages.content)
         looked_up = _by_shape(stages, len(shapes))
         of_layout = {name: array[rows] for name, array in named.items()}
         arrays = {**of_layout, **{n: table[shape_of[rows]] for n, table in looked_up.items()}}
-        found = in_chunks(run, [arrays[name] for name in over], len(space.variations))
+        found = in_chunks(function, [arrays[name] for name in over], most.shape[1])
         most[rows] = np.maximum(most[rows], found)
-    return most
+    held = most[:, : len(variations)]
+    return held, most[:, len(variations) :] if offloads else np.zeros_like(held)
 
 
-def _stage(
-    space: Space, job: Trained, columns: Columns, stages: Stages
-) -> tuple[Callable[..., Any], tuple[str, ...]]:
-    """Bytes of one kind of stage, and the names of what they depend on."""
-    content, root = stages.content, describe(job.arch, job.work)
-    trees = [
-        memory_training_held(
-            replace(job, recompute=v.recompute),
-            root,
-            template(space, columns, v),
-            dict.fromkeys(content.kinds, 1),
-            first=content.first,
-            last=content.last,
-        )
-        for v in space.variations
-    ]
-    over = (*SIZES, "stage", *(f"n_{kind}_stage" for kind in content.kinds))
-    return compiled([tree.total for tree in trees], over), over
+class _Compiled:
+    """Bytes of each kind of stage as a function of arrays, compiled once."""
+
+    def __init__(
+        self, job: Trained, layouts: Sequence[Layout], variations: Sequence[Variation]
+    ) -> None:
+        self.ways = [
+            (replace(job, recompute=v.recompute), layout)
+            for layout, v in zip(layouts, variations, strict=True)
+        ]
+        self.root = describe(job.arch, job.work)
+        self._known: dict[Content, tuple[Callable[..., Any], tuple[str, ...]]] = {}
+
+    def stage(self, content: Content) -> tuple[Callable[..., Any], tuple[str, ...]]:
+        """The function, and the names of what it is of."""
+        if content not in self._known:
+            over = (*SIZES, "stage", *(f"n_{kind}_stage" for kind in content.kinds))
+            self._known[content] = compiled(list(self._formulas(content)), over), over
+        return self._known[content]
+
+    def _formulas(self, content: Content) -> Iterator[Expr]:
+        """Bytes on an accelerator in every way, then on its host in those that offload."""
+        made: Made = {}
+        kinds = dict.fromkeys(content.kinds, 1)
+        for held in (memory_training_held, host_training_held):
+            for job, layout in self.ways:
+                if held is memory_training_held or layout.offload != "none":
+                    tree = held(job, self.root, layout, kinds,
+                                first=content.first, last=content.last, made=made)  # fmt: skip
+                    yield tree.total
 
 
 def _by_shape(stages: Stages, n_shapes: int) -> dict[str, Floats]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from isoflop.arch import Arch
 from isoflop.count.memory_saved import RECOMPUTES, Recompute
+from isoflop.count.memory_split import OFFLOADS, Offload
 from isoflop.hardware import Cluster
 from isoflop.plan.layout import Layout, broken_rules, divisors
 
@@ -35,12 +36,17 @@ LEAST_TOKENS_CONTEXT = 2048
 NODES_OF_A_COPY = (1, 2, 4)
 
 
+def n_accelerators(columns: Columns) -> NDArray[np.int64]:
+    return columns["tp"] * columns["pp"] * columns["dp"] * columns["cp"]
+
+
 @dataclass(frozen=True, slots=True)
 class Variation:
     """What a search tries on each split of the model: it changes no rank's share of the work."""
 
     zero: Literal[0, 1, 2, 3]
     recompute: Recompute
+    offload: Offload = "none"
 
 
 @dataclass(frozen=True)
@@ -58,18 +64,32 @@ class Space:
     cluster: Cluster
     seq_len: int
     global_batch: int
-    fixed: Mapping[str, int] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     recompute: Recompute | None = None
     counts: tuple[int, ...] = ()
 
     @cached_property
     def variations(self) -> tuple[Variation, ...]:
+        """Those of one offload after those of another, in one order each."""
         stages = (0, 1, 2, 3) if "zero" not in self.fixed else (self.fixed["zero"],)
         policies = RECOMPUTES if self.recompute is None else (self.recompute,)
         return tuple(
-            Variation(zero, policy)  # type: ignore[arg-type]  # a fixed zero is checked as a rule
-            for zero, policy in product(stages, policies)
+            Variation(zero, policy, offload)
+            for offload, zero, policy in product(self.offloads, stages, policies)
         )
+
+    @cached_property
+    def offloads(self) -> tuple[Offload, ...]:
+        """What may be kept on the host; the first is tried on every split of the model."""
+        if "offload" in self.fixed:
+            return (self.fixed["offload"],)
+        return ("none",) if self.cluster.chip.host is None else OFFLOADS
+
+    def offloading(self, offload: Offload) -> slice:
+        """Where the variations of one offload stand among all."""
+        each = len(self.variations) // len(self.offloads)
+        first = each * self.offloads.index(offload)
+        return slice(first, first + each)
 
     @cached_property
     def columns(self) -> Columns:
@@ -102,13 +122,14 @@ class Space:
         return len(self.columns["tp"])
 
     def applies(self, columns: Columns) -> NDArray[np.bool_]:
-        """Of each row, the variations that mean something: ZeRO splits over copies.
+        """Of each row, the variations of any offload that mean something: ZeRO splits over copies.
 
         What is split in fewer ways than there are copies is split by ZeRO.
         """
         copies = columns["dp"] * columns["cp"]
-        split = np.array([v.zero > 0 for v in self.variations])
-        plain = np.array([v.zero == 0 or "zero" in self.fixed for v in self.variations])
+        alike = self.variations[self.offloading(self.offloads[0])]
+        split = np.array([v.zero > 0 for v in alike])
+        plain = np.array([v.zero == 0 or "zero" in self.fixed for v in alike])
         parted = (columns["shard"] < copies) | ("shard" in self.fixed)
         offered: NDArray[np.bool_] = np.where(
             parted[:, None], split[None, :], (copies > 1)[:, None] | plain[None, :]
@@ -120,7 +141,7 @@ class Space:
         sizes["sequence_parallel"] = bool(sizes["sequence_parallel"])
         if sizes["shard"] == sizes["dp"] * sizes["cp"]:
             sizes["shard"] = None
-        return Layout(**sizes, zero=variation.zero)
+        return Layout(**sizes, zero=variation.zero, offload=variation.offload)
 
     # --- rows -----------------------------------------------------------------------------
 

@@ -28,6 +28,9 @@ class Constants:
     share_shown_tensor: Symbol
     share_shown_data: Symbol
     share_shown_experts: Symbol
+    share_host_link: Symbol
+    share_host_memory: Symbol
+    share_shown_offload: Symbol
     error_of_model: Symbol
     error_of_experts: Symbol
 

@@ -20,6 +20,7 @@ from isoflop.plan.network.exchange import Exchange
 from isoflop.plan.network.group import Dimension, Group, Ways, groups
 from isoflop.plan.step.constants import Constants, constants
 from isoflop.plan.step.message import Message, messages
+from isoflop.plan.step.offload import BYTES_ADAM, HostRates, bytes_kept, shown
 from isoflop.plan.step.rank_work import Passes, RankWork, works
 from isoflop.plan.step.rates import Rates
 from isoflop.plan.step.setting import Setting
@@ -38,9 +39,6 @@ from isoflop.quantity import (
     where,
 )
 
-#: Bytes per weight that Adam reads and writes: master weight, two moments and gradient in
-#: fp32 read, the first three written, and the 16-bit weight.
-BYTES_ADAM = 4 * 4 + 3 * 4 + 2
 #: What the two ends of a model run beside its layers.
 FIRST, LAST = ("embedding",), ("final_norm", "head", "loss")
 #: What a message's path begins with, and what the tree calls it.
@@ -90,11 +88,6 @@ class Pieces:
 def step_pieces(setting: Setting, beliefs: Beliefs | None = None) -> Pieces:
     """The pieces of `step_time`'s tree."""
     return _Step(setting, setting.beliefs if beliefs is None else beliefs).pieces()
-
-
-def shown(work: Expr, beside: Expr, share: Expr) -> Expr:
-    """What `beside` adds to `work` where all but `share` of the shorter of the two is hidden."""
-    return beside - (1 - share) * minimum(work, beside)
 
 
 @dataclass(frozen=True)
@@ -317,7 +310,19 @@ class _Step:
             chosen = [m for m in self.messages if m.path.startswith(f"{prefix}/")]
             if chosen:
                 found.append(self._leaf(name, self._shown(prefix, chosen)))
-        return found
+        return [*found, *self._offloaded()]
+
+    def _offloaded(self) -> list[Node]:
+        """Copies of the layers' activations to the host and back that their work does not hide."""
+        if "activations" not in self.setting.layout.offload:
+            return []
+        host = HostRates.of(self.setting, self.use)
+        by_kind = (
+            self._share(name)
+            * host.copies(bytes_kept(self.setting, self.stack, part), self.layers[name])
+            for name, part in self.kinds.items()
+        )
+        return [self._leaf("offload", total(by_kind), self.sizes.n_micro_batches)]
 
     def _shown(self, prefix: str, chosen: list[Message]) -> Expr:
         match prefix:
@@ -377,6 +382,9 @@ class _Step:
         if self.setting.layout.zero:
             among = self._among
             shared, dealt = shared / among, dealt * self.sizes.ways("ep") / among
+        if "optimizer" in self.setting.layout.offload:
+            host = HostRates.of(self.setting, self.use)
+            return self._leaf("optimizer", host.update(shared + dealt, self.stack.bytes_grad))
         return self._leaf("optimizer", self.work.rates.move(BYTES_ADAM * (shared + dealt)))
 
     @property

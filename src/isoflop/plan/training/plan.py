@@ -17,7 +17,7 @@ from isoflop.plan.ask import at_most, one_of, whole
 from isoflop.plan.assumed import assumption_json
 from isoflop.plan.economics import dollars, energy_mwh, price_of, tonnes_co2e, unstated
 from isoflop.plan.layout import Layout, Refusal
-from isoflop.plan.memory.place import barely, place
+from isoflop.plan.memory.place import barely, bytes_per_host, place
 from isoflop.plan.memory.shard import Recompute, Trained
 from isoflop.plan.step.seconds import step_time
 from isoflop.plan.step.setting import Setting
@@ -103,6 +103,7 @@ class TrainPlan:
     binding: str
     quoted: tuple[Quoted, ...]
     seconds_step: Node | None = None
+    bytes_per_host: Node | None = None
 
     @property
     def mfu(self) -> Expr:
@@ -123,8 +124,9 @@ class TrainPlan:
         """Every number of the plan, by its name in JSON."""
         names = ("flops", "flops_hardware", "flops_6nd", "accelerator_hours", "days",
                  "energy_mwh", "tonnes_co2e", "dollars", "bytes_per_accelerator")  # fmt: skip
-        known = {name: getattr(self, name) for name in names}
-        return known if self.seconds_step is None else {**known, "seconds_step": self.seconds_step}
+        some = ("bytes_per_host", "seconds_step")
+        there = {name: node for name in some if (node := getattr(self, name)) is not None}
+        return {**{name: getattr(self, name) for name in names}, **there}
 
     @property
     def assumptions(self) -> tuple[Symbol, ...]:
@@ -277,6 +279,7 @@ def planned(ask: TrainAsk) -> TrainPlan:
         binding=binding,
         quoted=quoted_for(work.arch),
         seconds_step=step,
+        bytes_per_host=bytes_per_host(ask.job, layout, ask.cluster, ask.global_batch),
     )
 
 
