@@ -544,13 +544,26 @@ def test_context_parallel_ranks_pass_on_every_key_and_value_but_their_own(
     setting = step(arch, tp=tp, cp=cp, batch=1)
     assert sent(setting, "cp/layer/forward") == 4 * handed
     assert sent(setting, "cp") == 3 * 4 * handed
-    assert sent(setting, "cp", Exchange(context="gather")) == sent(setting, "cp")
+    gathered = step(arch, tp=tp, cp=cp, batch=1, cp_by="gather")
+    assert sent(gathered, "cp") == sent(setting, "cp")
 
 
-def test_heads_dealt_out_send_queries_and_outputs_too() -> None:
-    setting = step(cp=2, batch=1)
-    local = 32 * 8 * (8 + 2 + 2 + 8) * 2  # tokens, head size, q k v o, bytes
-    assert sent(setting, "cp", Exchange(context="all_to_all")) == 4 * 2 * Fraction(local, 2)
+@pytest.mark.parametrize(("n_kv_heads", "tp"), [(8, 1), (4, 1), (2, 1), (1, 1), (8, 2), (2, 2)])
+def test_heads_dealt_out_reach_the_ranks_that_have_them(n_kv_heads: int, tp: int) -> None:
+    """Ulysses played out token by token and head by head: what each rank hands to others."""
+    cp, seq, d_head, heads = 4, 64, 8, 8
+    arch = llama("t", d_model=64, n_layers=4, n_heads=heads, n_kv_heads=n_kv_heads, d_ff=128,
+                 vocab_size=256, max_seq_len=64)  # fmt: skip
+    local = heads // tp
+    wants = [range(rank * local // cp, (rank + 1) * local // cp) for rank in range(cp)]
+    shared = heads // n_kv_heads  # query heads of one key-value head
+    handed = 0
+    for _ in range(seq // cp):  # all are of rank 0
+        for rank in range(1, cp):
+            handed += 2 * len(wants[rank])  # queries out, outputs back
+            handed += 2 * len({head // shared for head in wants[rank]})
+    setting = step(arch, tp=tp, cp=cp, batch=1, cp_by="all_to_all")
+    assert sent(setting, "cp/layer") == 4 * 2 * handed * d_head * 2
 
 
 def test_latent_attention_passes_on_keys_and_values_as_it_multiplies_them() -> None:

@@ -677,6 +677,7 @@ def test_the_json_has_the_promised_keys() -> None:
         "sequence_parallel": True,
         "shard": None,
         "offload": "none",
+        "cp_by": "ring",
     }
     assert {"name", "value", "interval", "meaning", "source"} == set(out["assumptions"][0])
 

@@ -106,8 +106,9 @@ def brute_force(ask: TrainAsk, most_cp: int) -> set[Layout]:
         for dp in range(1, n // (tp * pp * cp) + 1):
             if ask.global_batch % (dp * micro):
                 continue
-            for ep in range(1, dp * cp + 1) if has_experts else (1,):
-                layout = Layout(tp, pp, dp, 0, micro, cp, ep, virtual, sp)
+            ways = ("ring", "all_to_all") if cp > 1 else ("ring",)
+            for ep, by in product(range(1, dp * cp + 1) if has_experts else (1,), ways):
+                layout = Layout(tp, pp, dp, 0, micro, cp, ep, virtual, sp, cp_by=by)  # type: ignore[arg-type]
                 found.setdefault((tp, pp, cp, micro), []).append(layout)
     kept = set()
     for alike in found.values():

@@ -15,7 +15,7 @@ from isoflop.cli.output import emit as to_json
 from isoflop.cli.output import say, write
 from isoflop.cli.plan import On, numbers
 from isoflop.cli.plan_search import NO_HUNT, Hunt, render_found
-from isoflop.count.memory_split import Offload
+from isoflop.count.memory_split import ContextBy, Offload
 from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.hardware import Cluster, parse_cluster
 from isoflop.hardware.fitted import OwnSteps
@@ -50,6 +50,8 @@ class Split:
         Pipeline stages.
     cp
         Context parallelism: ranks that share each sequence.
+    cp_by
+        How context-parallel ranks meet each other's tokens: ring, gather or all_to_all (Ulysses).
     ep
         Expert parallelism: ranks out of dp x cp that the experts are dealt over.
     dp
@@ -70,6 +72,7 @@ class Split:
     tp: Count | None = None
     pp: Count | None = None
     cp: Count | None = None
+    cp_by: ContextBy | None = None
     ep: Count | None = None
     dp: Count | None = None
     zero: Whole | None = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from isoflop.arch.spec import Arch
 from isoflop.count.blocks import Part, Weight, beside, describe
+from isoflop.count.made import Made
 from isoflop.count.memory_saved import (
     FLASH,
     Keeping,
@@ -22,6 +22,7 @@ from isoflop.count.memory_saved import (
 from isoflop.count.memory_split import Shards, held_by, split_of, ways_of
 from isoflop.count.memory_state import Held, TrainingState
 from isoflop.count.memory_weights import UNQUANTISED, Stored, format_of
+from isoflop.count.operators import Core
 from isoflop.count.stages import layers_of_stage, pipeline_rules
 from isoflop.count.workload import Workload
 from isoflop.errors import InputError, Problem
@@ -128,19 +129,6 @@ def memory_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 
     return memory_held(job, shards, parts, flight, embedded)
 
 
-#: Pieces of one stage, by what they depend on of ZeRO, recomputation and offloading: where many
-#: ways of these are tried on one split of the model, each piece is made once.
-Made: TypeAlias = dict[object, list[Node]]
-
-
-def _once(made: Made | None, key: object, make: Callable[[], list[Node]]) -> list[Node]:
-    if made is None:
-        return make()
-    if key not in made:
-        made[key] = make()
-    return made[key]
-
-
 def memory_held(
     job: Trained,
     shards: Shards,
@@ -151,20 +139,21 @@ def memory_held(
 ) -> Node:
     """Bytes of a rank that holds `parts`, with `flight` micro-batches of its layers.
 
-    `embedded` micro-batches wait for the embedding's backward, where it is among the parts.
+    `embedded` micro-batches wait for the embedding's backward, where it is among the parts. `made`
+    keeps pieces for ways that differ in ZeRO, recomputation and offloading alone.
     """
+    made = made or Made()
     zero, away = shards.zero, shards.offload
-    kept = _once(
-        made,
-        ("activations", job.recompute, "activations" in away),
-        lambda: [_activations(job, shards, parts, flight, embedded)],
-    )
     pieces = [
-        *_stored(job, shards, parts, "bytes_weights", zero >= 3, made),
-        *_stored(job, shards, parts, "bytes_grads", zero >= 2, made),
-        *([] if "optimizer" in away else _optimizer(job, shards, parts, made)),
-        *_once(made, ("gathered", zero >= 3), lambda: _gathered(job, shards, parts)),
-        *kept,
+        _stored(job, shards, parts, "bytes_weights", zero >= 3, made),
+        _stored(job, shards, parts, "bytes_grads", zero >= 2, made),
+        *([] if "optimizer" in away else [_optimizer(job, shards, parts, made)]),
+        *made.once(("gathered", zero >= 3), lambda: _gathered(job, shards, parts)),
+        *made.once("keys", lambda: _keys_whole(job, shards, parts)),
+        made.once(
+            ("activations", job.recompute, "activations" in away),
+            lambda: _activations(job, shards, parts, flight, embedded),
+        ),
     ]
     return branch("bytes_per_rank", "bytes", pieces)
 
@@ -197,10 +186,10 @@ def host_held(
     Beside the optimizer's state the gradients that it reads, split as it is; of activations, what
     is not on the accelerator.
     """
-    kept = []
+    kept, made = [], made or Made()
     if "optimizer" in shards.offload:
-        kept += _optimizer(job, shards, parts, made)
-        kept += _stored(job, shards, parts, "bytes_grads", shards.zero >= 1, made)
+        kept.append(_optimizer(job, shards, parts, made))
+        kept.append(_stored(job, shards, parts, "bytes_grads", shards.zero >= 1, made))
     if "activations" in shards.offload:
         layers = [leaf for _, leaf in _layers(job, shards, parts, flight)]
         away = total(layer.total for layer in layers) - _resident(layers)
@@ -209,8 +198,8 @@ def host_held(
 
 
 def _optimizer(
-    job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]], made: Made | None
-) -> list[Node]:
+    job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]], made: Made
+) -> Node:
     return _stored(job, shards, parts, "bytes_optimizer", shards.zero >= 1, made)
 
 
@@ -230,10 +219,10 @@ def _stored(
     parts: Iterable[tuple[Part, Expr]],
     name: str,
     zero: bool,
-    made: Made | None,
-) -> list[Node]:
+    made: Made,
+) -> Node:
     """One piece of the state by part; `zero` splits it over the ranks that share the weight."""
-    return _once(made, (name, zero), lambda: [_piece(job, shards, parts, name, zero)])
+    return made.once((name, zero), lambda: _piece(job, shards, parts, name, zero))
 
 
 def _piece(
@@ -274,6 +263,31 @@ def _gathered(job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]]) 
     return [
         leaf("bytes_gathered", "bytes", widest, basis=Basis.MODELLED, source="two units in flight")
     ]
+
+
+def _keys_whole(job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]]) -> list[Node]:
+    """One layer's keys and values of all tokens, and their gradient, where ranks gather them.
+
+    Llama 3 (2407.21783), section 3.3.2. Around a ring they are a block at a time, and not counted.
+    """
+    if shards.cp == 1 or shards.cp_by != "gather":
+        return []
+    sizes = []
+    for part, _ in parts:
+        for core in cores_of(part):
+            heads = core.kv_heads / split_of(job.arch, part.name, shards).kv
+            sizes.append(core.batch * core.keys * heads * (core.d_key + core.d_value))
+    if not sizes:
+        return []
+    widest = maximum(*sizes) if len(sizes) > 1 else sizes[0]
+    size = 2 * widest * job.state.activation.bytes_each
+    return [leaf("bytes_keys_values", "bytes", size, basis=Basis.MODELLED, source="Llama 3, 3.3.2")]
+
+
+def cores_of(layer: Part) -> list[Core]:
+    """The scores of a layer's own attention."""
+    own = [part for part in layer.parts if part.name == "attention"]
+    return [p.operator for part in own for p in part.parts if isinstance(p.operator, Core)]
 
 
 def _whole_unit(job: Trained, shards: Shards, kind: str, unit: Part) -> Expr:

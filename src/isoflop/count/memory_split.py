@@ -27,6 +27,14 @@ Offload: TypeAlias = Literal["none", "optimizer", "activations", "optimizer+acti
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 
 
+#: How attention meets the tokens of other context-parallel ranks. ring: keys and values go around,
+#: a block at a time, beside the work on the last one (Liu 2023, 2310.01889); gather: they are
+#: gathered first (Llama 3, 2407.21783, section 3.3.2); all_to_all: heads are dealt out instead, each
+#: rank meets all tokens with some of them (Ulysses, Jacobs 2023, 2309.14509, section 3.1).
+ContextBy: TypeAlias = Literal["ring", "gather", "all_to_all"]
+CONTEXTS_BY: tuple[ContextBy, ...] = get_args(ContextBy)
+
+
 @dataclass(frozen=True, slots=True)
 class Shards:
     """How many ranks share one model's state and work, and how.
@@ -37,7 +45,7 @@ class Shards:
     dp: data; ep: experts, spread over dp x cp. zero: 1 splits the optimizer's state over
     dp x cp, 2 gradients too, 3 weights too (Rajbhandari 2020, 1910.02054). shard: of these
     ranks, how many one copy of what is split is spread over; None: all of them. offload: what
-    waits in the host's memory.
+    waits in the host's memory. cp_by: how context-parallel ranks meet each other's tokens.
     """
 
     tp: int = 1
@@ -50,6 +58,7 @@ class Shards:
     virtual: int = 1
     shard: int | None = None
     offload: Offload = "none"
+    cp_by: ContextBy = "ring"
 
     def __post_init__(self) -> None:
         names = ("tp", "pp", "dp", "cp", "ep", "virtual")
@@ -62,6 +71,8 @@ class Shards:
             bad += shard_rules(self.shard, self.dp * self.cp, self.ep)
         if self.offload not in OFFLOADS:
             bad.append(Problem("offload", self.offload, f"is one of {', '.join(OFFLOADS)}"))
+        if self.cp_by not in CONTEXTS_BY:
+            bad.append(Problem("cp_by", self.cp_by, f"is one of {', '.join(CONTEXTS_BY)}"))
         if bad:
             raise InputError("shards", bad)
 

@@ -84,6 +84,8 @@ def megatron_flags(plan: TrainPlan) -> Flags:
     }
     if layout.tp > 1 and layout.sequence_parallel:
         flags["--sequence-parallel"] = None
+    if layout.cp > 1:
+        flags["--cp-comm-type"] = _MEGATRON_CONTEXT[layout.cp_by]
     if any(isinstance(k.feed_forward, Experts) for k in ask.work.arch.kinds.values()):
         flags["--expert-model-parallel-size"] = layout.ep
         flags["--expert-tensor-parallel-size"] = layout.tp
@@ -157,6 +159,7 @@ _MEGATRON_AGAIN: Mapping[str, Flags] = {
     "selective": {"--recompute-granularity": "selective", "--recompute-modules": "core_attn"},
     "full": {"--recompute-granularity": "full", "--recompute-method": "uniform", "--recompute-num-layers": 1},
 }  # fmt: skip
+_MEGATRON_CONTEXT: Mapping[str, str] = {"ring": "p2p", "gather": "all_gather", "all_to_all": "a2a"}
 _MEGATRON_PRECISION: Mapping[str, Flags] = {
     "fp32": {},
     "bf16": {"--bf16": None},
@@ -243,6 +246,11 @@ def torchtitan(plan: TrainPlan) -> str:
             "fsdp_reshard_after_forward": "always" if layout.zero == 3 else "never",
             "tensor_parallel_degree": layout.tp,
             "context_parallel_degree": layout.cp,
+            **(
+                {"context_parallel_rotate_method": _TITAN_CONTEXT[layout.cp_by]}
+                if layout.cp > 1
+                else {}
+            ),
             "expert_parallel_degree": layout.ep,
             "pipeline_parallel_degree": layout.pp,
             **(_titan_pipeline(plan) if layout.pp > 1 else {}),
@@ -264,6 +272,8 @@ def _titan_pipeline(plan: TrainPlan) -> dict[str, str | int]:
     }
 
 
+#: torchtitan's blocks go around by an all-to-all among neighbours, or are gathered at once.
+_TITAN_CONTEXT: Mapping[str, str] = {"ring": "alltoall", "gather": "allgather"}
 _TITAN_PRECISION: Mapping[str, str] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -279,6 +289,8 @@ def _unsaid_torchtitan(plan: TrainPlan) -> list[Problem]:
         ("zero", layout.zero, "is 2 or 3 where ep is above 1: experts are dealt over FSDP's ranks",
          layout.zero >= 2 or layout.ep == 1),
         _shards_context(layout),
+        ("cp_by", layout.cp_by, "is ring or gather: no heads are dealt out",
+         layout.cp_by in _TITAN_CONTEXT),
         ("offload", layout.offload, "is none: FSDP's own offloads weights and gradients too",
          layout.offload == "none"),
         ("sequence_parallel", layout.sequence_parallel, "is on where tp is above 1",

@@ -14,7 +14,13 @@ from typing import Any, Literal
 
 from isoflop.arch import Arch, Attention, Dense, Experts
 from isoflop.count.blocks import beside
-from isoflop.count.memory_split import OFFLOADS, Offload, shard_rules
+from isoflop.count.memory_split import (
+    CONTEXTS_BY,
+    OFFLOADS,
+    ContextBy,
+    Offload,
+    shard_rules,
+)
 from isoflop.count.stages import pipeline_rules
 from isoflop.errors import Problem
 from isoflop.hardware import Cluster
@@ -34,6 +40,7 @@ class Layout:
     micro_batch: sequences that one copy works on at once. shard: ranks of dp x cp that ZeRO
     splits one copy over, the rest being replicas (MiCS, Zhang 2022, 2205.00119, section 3.2;
     PyTorch's HYBRID_SHARD); None: all of them. offload: what waits in the host's memory.
+    cp_by: how context-parallel ranks meet each other's tokens.
     """
 
     tp: int = 1
@@ -47,6 +54,7 @@ class Layout:
     sequence_parallel: bool = True
     shard: int | None = None
     offload: Offload = "none"
+    cp_by: ContextBy = "ring"
 
     @property
     def n_accelerators(self) -> int:
@@ -76,6 +84,7 @@ class Layout:
             f" {name}={getattr(self, name)}" for name in rest if getattr(self, name) > 1
         )
         text += "" if self.shard is None else f" shard={self.shard}"
+        text += "" if self.cp_by == "ring" else f" cp_by={self.cp_by}"
         text += "" if self.offload == "none" else f" offload={self.offload}"
         return text if self.sequence_parallel else f"{text} without sequence parallelism"
 
@@ -146,6 +155,7 @@ def broken_rules(
         *_expert_rules(layout, arch),
         *_shard_rules(layout),
         *_offload_rules(layout, cluster),
+        *_context_rules(layout, arch),
         *_tower_rules(layout, arch),
         *_rules_of_place(layout, cluster),
         *_rules_of_work(layout, global_batch),
@@ -218,6 +228,24 @@ def _offload_rules(layout: Layout, cluster: Cluster) -> list[Problem]:
     return []
 
 
+def _context_rules(layout: Layout, arch: Arch) -> list[Problem]:
+    """Heads are dealt out evenly; key-value heads fewer than ranks are copied, as under tp."""
+    if layout.cp_by not in CONTEXTS_BY:
+        return [Problem("cp_by", layout.cp_by, f"is one of {', '.join(CONTEXTS_BY)}")]
+    if layout.cp_by != "all_to_all":
+        return []
+    ways, broken = layout.tp * layout.cp, []
+    for name, layer in arch.kinds.items():
+        heads = layer.attention.n_heads
+        kv = getattr(layer.attention, "n_kv_heads", heads)
+        if heads % ways:
+            broken.append(Problem("tp * cp", ways, f"divides n_heads={heads} of {name}"))
+        if kv < heads and kv % ways and ways % kv:
+            rule = f"divides n_kv_heads={kv} of {name}, or is divided by it"
+            broken.append(Problem("tp * cp", ways, rule))
+    return broken
+
+
 def _expert_counts(arch: Arch) -> dict[str, int]:
     """Experts of each kind of layer that has any."""
     blocks = {name: layer.feed_forward for name, layer in arch.kinds.items()}
@@ -264,14 +292,16 @@ def _rules_of_length(layout: Layout, seq_len: int) -> list[Problem]:
 
     Each context-parallel rank has a chunk from the front of a sequence and its mirror image
     from the back, so that all have equal work under a causal mask (Llama 3, 2407.21783,
-    section 3.3.2); tensor-parallel ranks split what each of them has.
+    section 3.3.2), unless each meets all tokens with some heads; tensor-parallel ranks split
+    what each of them has.
     """
-    chunks = 2 * layout.cp if layout.cp > 1 else 1
+    chunks = 2 * layout.cp if layout.cp > 1 and layout.cp_by != "all_to_all" else layout.cp
     ways = layout.tp if layout.sequence_parallel else 1
     broken = []
     if seq_len % chunks:
+        twice = chunks > layout.cp
         rule = f"times 2 divides seq_len={seq_len}, for equal work under a causal mask"
-        broken.append(Problem("cp", layout.cp, rule))
+        broken.append(Problem("cp", layout.cp, rule if twice else f"divides seq_len={seq_len}"))
     if seq_len % (layout.cp * ways):
         rule = f"times cp={layout.cp} divides seq_len={seq_len} under sequence parallelism"
         broken.append(Problem("tp", layout.tp, rule, "or switch sequence parallelism off"))

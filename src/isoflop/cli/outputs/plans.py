@@ -29,6 +29,7 @@ class Layout(Out):
     sequence_parallel: bool
     shard: int | None
     offload: str
+    cp_by: str
 
 
 class Refusal(Out):

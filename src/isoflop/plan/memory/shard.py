@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from isoflop.count.blocks import Part
+from isoflop.count.made import Made
 from isoflop.count.memory_rank import (
-    Made,
     Trained,
     host_held,
     memory_held,
@@ -45,6 +45,7 @@ def shards_of(layout: Layout) -> Shards:
         virtual=layout.virtual,
         shard=layout.shard,
         offload=layout.offload,
+        cp_by=layout.cp_by,
     )
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.count.blocks import describe
-from isoflop.count.memory_rank import Made
+from isoflop.count.made import Made
+from isoflop.count.memory_split import CONTEXTS_BY
 from isoflop.count.stages import layers_of_stage
 from isoflop.plan.layout import Layout
 from isoflop.plan.memory.place import stages_unlike
@@ -91,10 +92,10 @@ def templates(space: Space, columns: Columns, variations: Sequence[Variation]) -
         name: most if (columns[name] > 1).any() else 1  # type: ignore[index]
         for name, most in many.items()
     }
-    together = bool(columns["sequence_parallel"][0])
+    together, by = bool(columns["sequence_parallel"][0]), CONTEXTS_BY[columns["cp_by"][0]]
     shard = _shard(columns)
     return [
-        Layout(**above, zero=v.zero, sequence_parallel=together,
+        Layout(**above, zero=v.zero, sequence_parallel=together, cp_by=by,
                shard=shard if v.zero else None, offload=v.offload)
         for v in variations
     ]  # fmt: skip
@@ -114,8 +115,9 @@ def seconds(
     space: Space, setting: Setting, columns: Columns, variations: Sequence[Variation]
 ) -> Floats:
     """Seconds of a step of rows that share a structure, by variation."""
+    made = Made()
     trees = [
-        step_time(replace(setting, layout=layout, recompute=v.recompute))
+        step_time(replace(setting, layout=layout, recompute=v.recompute), made=made)
         for layout, v in zip(templates(space, columns, variations), variations, strict=True)
     ]
     run = compiled([tree.total for tree in trees], SIZES)
@@ -193,7 +195,7 @@ class _Compiled:
 
     def _formulas(self, content: Content) -> Iterator[Expr]:
         """Bytes on an accelerator in every way, then on its host in those that offload."""
-        made: Made = {}
+        made = Made()
         kinds = dict.fromkeys(content.kinds, 1)
         for held in (memory_training_held, host_training_held):
             for job, layout in self.ways:

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from isoflop.arch import Arch
 from isoflop.count.memory_saved import RECOMPUTES, Recompute
-from isoflop.count.memory_split import OFFLOADS, Offload
+from isoflop.count.memory_split import CONTEXTS_BY, OFFLOADS, Offload
 from isoflop.hardware import Cluster
 from isoflop.plan.layout import Layout, broken_rules, divisors
 
 #: Sizes of one layout, in the order of the columns.
 Name: TypeAlias = Literal[
-    "tp", "pp", "dp", "cp", "ep", "virtual", "micro_batch", "sequence_parallel", "shard"
+    "tp", "pp", "dp", "cp", "ep", "virtual", "micro_batch", "sequence_parallel", "cp_by", "shard"
 ]
 NAMES: tuple[Name, ...] = get_args(Name)
 Columns: TypeAlias = Mapping[Name, NDArray[np.int64]]
@@ -34,6 +34,9 @@ LEAST_TOKENS_CONTEXT = 2048
 #: Nodes that one copy of what ZeRO splits is offered to be spread over, beside all: the fewer the
 #: faster, as long as it fits (MiCS, Zhang 2022, 2205.00119, section 3.2).
 NODES_OF_A_COPY = (1, 2, 4)
+
+#: Places in `CONTEXTS_BY` of what is offered.
+RING, ALL_TO_ALL = CONTEXTS_BY.index("ring"), CONTEXTS_BY.index("all_to_all")
 
 
 def n_accelerators(columns: Columns) -> NDArray[np.int64]:
@@ -54,7 +57,8 @@ class Space:
     """Everything to choose from; `fixed` holds what the user said, by field of `Layout`.
 
     tp divides a node; any pp up to the layers, dividing them or not, and any virtual; any cp
-    that leaves ranks `LEAST_TOKENS_CONTEXT` tokens; micro-batches up to `MOST_MICRO_BATCH`; as
+    that leaves ranks `LEAST_TOKENS_CONTEXT` tokens, around a ring or with heads dealt out (to
+    gather takes as many bytes as the ring, and hides none); micro-batches up to `MOST_MICRO_BATCH`; as
     many data-parallel copies as fit and divide the batch; any ep that divides copies and
     experts; what ZeRO splits over all copies or over `NODES_OF_A_COPY`; all of it within the
     accelerators of each of `counts`, at most an eighth idle.
@@ -139,6 +143,7 @@ class Space:
     def layout(self, row: int, variation: Variation) -> Layout:
         sizes: dict[str, Any] = {name: int(self.columns[name][row]) for name in NAMES}
         sizes["sequence_parallel"] = bool(sizes["sequence_parallel"])
+        sizes["cp_by"] = CONTEXTS_BY[sizes["cp_by"]]
         if sizes["shard"] == sizes["dp"] * sizes["cp"]:
             sizes["shard"] = None
         return Layout(**sizes, zero=variation.zero, offload=variation.offload)
@@ -154,9 +159,11 @@ class Space:
         """
         legal = self._legal
         for tp, cp, sp in product(self._tensor(), self._context(), self._sequence()):
-            if (sp == 0 and tp == 1 and "sequence_parallel" not in self.fixed) or not legal(
-                tp=tp, cp=cp, sequence_parallel=bool(sp)
-            ):
+            if sp == 0 and tp == 1 and "sequence_parallel" not in self.fixed:
+                continue
+            by = [by for by in self._by(cp)
+                  if legal(tp=tp, cp=cp, sequence_parallel=bool(sp), cp_by=CONTEXTS_BY[by])]  # fmt: skip
+            if not by:
                 continue
             for pp, micro_batch in product(self._pipeline(), self._micro_batches()):
                 dp = self._copies(count // (tp * cp * pp), micro_batch)
@@ -166,8 +173,8 @@ class Space:
                 chunks = [v for v in self._chunks(pp)
                           if legal(pp=pp, virtual=v, dp=dp, micro_batch=micro_batch)]  # fmt: skip
                 deals = [ep for ep in self._deals(dp * cp) if legal(dp=dp, cp=cp, ep=ep)]
-                for virtual, ep in product(chunks, deals):
-                    yield tp, pp, dp, cp, ep, virtual, micro_batch, sp
+                for virtual, ep, how in product(chunks, deals, by):
+                    yield tp, pp, dp, cp, ep, virtual, micro_batch, sp, how
 
     def _said(self, name: str, otherwise: Iterable[int]) -> Iterable[int]:
         return (self.fixed[name],) if name in self.fixed else otherwise
@@ -181,6 +188,12 @@ class Space:
     def _context(self) -> Iterable[int]:
         most = max(1, self.seq_len // LEAST_TOKENS_CONTEXT)
         return self._said("cp", (d for d in divisors(self.seq_len) if d <= most))
+
+    def _by(self, cp: int) -> Iterable[int]:
+        """Ways that context-parallel ranks meet, by their place in `CONTEXTS_BY`."""
+        if "cp_by" in self.fixed:
+            return (CONTEXTS_BY.index(self.fixed["cp_by"]),)
+        return (RING, ALL_TO_ALL) if cp > 1 else (RING,)
 
     def _pipeline(self) -> Iterable[int]:
         return self._said("pp", range(1, self.arch.n_layers + 1))

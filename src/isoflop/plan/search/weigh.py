@@ -91,8 +91,7 @@ def weigh(space: Space, job: Trained, setting: Setting, room: Room) -> Timed:
     plain, *others = space.offloads
     first = [
         _weighed(space, job, setting, rows, plain, space.applies(taken(space.columns, rows)))
-        for together in (0, 1)
-        if (rows := np.flatnonzero(space.columns["sequence_parallel"] == together)).size
+        for rows in _structures(space.columns)
     ]
     all_found = list(first)
     for offload in others:
@@ -105,6 +104,12 @@ def weigh(space: Space, job: Trained, setting: Setting, room: Room) -> Timed:
                 rows = weighed.rows[some]
                 all_found.append(_weighed(space, job, setting, rows, offload, tried[some]))
     return _timed(all_found, used, room)
+
+
+def _structures(columns: Columns) -> list[Rows]:
+    """The rows of each structure of the formulas."""
+    code = 2 * columns["cp_by"] + columns["sequence_parallel"]
+    return [np.flatnonzero(code == one) for one in np.unique(code)]
 
 
 def taken(columns: Columns, rows: Rows) -> Columns:

@@ -14,9 +14,9 @@ from typing import TypeAlias
 
 from isoflop.arch import Attention, Experts, Layer, Wiring
 from isoflop.count.blocks import Part, describe
+from isoflop.count.memory_rank import cores_of
 from isoflop.count.memory_saved import stream_of
 from isoflop.count.memory_split import SPLIT
-from isoflop.count.operators import Core
 from isoflop.count.workload import Workload
 from isoflop.hardware.fabric import Fabric, fabric_of
 from isoflop.plan.layout import Layout
@@ -241,19 +241,26 @@ def _tensor_ends(job: _Job) -> Iterator[Message]:
 
 
 def _context(job: _Job, part: Part) -> Iterator[Message]:
-    """Self-attention's keys and values, as it multiplies them: latent ones rebuilt."""
-    attention = next(p for p in part.parts if p.name == "attention")
-    core = next(p.operator for p in attention.parts if isinstance(p.operator, Core))
+    """Self-attention's keys and values, as it multiplies them: latent ones rebuilt.
+
+    Where heads are dealt out, queries, keys and values are handed to those that have their heads,
+    and the outputs back (Jacobs 2023, 2309.14509, section 3.1); a key-value head goes to each of
+    several ranks that share it.
+    """
+    core = cores_of(part)[0]
     forwards, backwards = job.forwards * job.passes(part), job.passes(part)
-    each, tp, cp = job.bytes_activation, job.ways.tp, job.ways.cp
-    width = core.d_key + core.d_value
-    values = core.batch * core.keys * core.kv_heads * width / _kv_ways(job, part) * each
+    tokens = core.batch * core.keys * job.bytes_activation
+    heads, kv = core.heads / job.ways.tp, core.kv_heads / _kv_ways(job, part)
     path = f"cp/{part.name}"
-    if job.exchange.context == "all_to_all":
-        size = (core.batch * core.queries * core.heads * width / tp * each + values) / cp
-        yield Message(f"{path}/forward", "all_to_all", "cp", size, forwards)
-        yield Message(f"{path}/backward", "all_to_all", "cp", size, backwards)
+    if job.layout.cp_by == "all_to_all":
+        kv = maximum(kv, job.ways.cp)
+        taken = tokens * (heads * core.d_key + kv * (core.d_key + core.d_value)) / job.ways.cp
+        given = tokens * heads * core.d_value / job.ways.cp
+        for name, times in (("forward", forwards), ("backward", backwards)):
+            yield Message(f"{path}/{name}_heads", "all_to_all", "cp", taken, times)
+            yield Message(f"{path}/{name}_outputs", "all_to_all", "cp", given, times)
         return
+    values = tokens * kv * (core.d_key + core.d_value)
     yield Message(f"{path}/forward", "all_gather", "cp", values, forwards)
     yield Message(f"{path}/backward", "all_gather", "cp", values, backwards)
     yield Message(f"{path}/backward_sum", "reduce_scatter", "cp", values, backwards)
