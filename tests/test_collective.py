@@ -344,9 +344,10 @@ def test_a_network_that_nobody_states_is_asked_for_where_it_is_needed() -> None:
 # --- groups against ranks counted out --------------------------------------------------------
 
 
-def ranks_of(layout: Layout, shard: int, name: Dimension) -> list[list[int]]:
+def ranks_of(layout: Layout, name: Dimension) -> list[list[int]]:
     """Every group of a dimension, rank by rank, in Megatron's order tp, cp, dp, pp."""
     ep, found = layout.ep, dict[tuple[int, ...], list[int]]()
+    shard = layout.shard or layout.dp * layout.cp
     sizes = (layout.pp, layout.dp, layout.cp, layout.tp)
     for rank, (p, d, c, t) in enumerate(itertools.product(*map(range, sizes))):
         copy = d * layout.cp + c
@@ -358,6 +359,7 @@ def ranks_of(layout: Layout, shard: int, name: Dimension) -> list[list[int]]:
             "ep": (t, p, copy // ep),
             "expert_dp": (t, p, copy % ep),
             "shard": (t, p, copy // shard),
+            "expert_shard": (t, p, copy // shard, copy % ep),
             "replica": (t, p, copy % shard),
         }
         found.setdefault(same[name], []).append(rank)
@@ -380,14 +382,15 @@ def test_groups_lie_in_as_many_domains_as_their_ranks_counted_out(
     tp: int, cp: int, dp: int, pp: int, data: st.DataObject, machine: str
 ) -> None:
     divisors = [d for d in range(1, dp * cp + 1) if dp * cp % d == 0]
-    ep, shard = (data.draw(st.sampled_from(divisors)) for _ in range(2))
-    layout = Layout(tp=tp, cp=cp, dp=dp, pp=pp, ep=ep)
+    shard = data.draw(st.sampled_from(divisors))
+    ep = data.draw(st.sampled_from([d for d in divisors if shard % d == 0]))
+    layout = Layout(tp=tp, cp=cp, dp=dp, pp=pp, ep=ep, zero=1, shard=shard)
     n = layout.n_accelerators
     fabric = fabric_of(parse_cluster(machine))
-    ours = groups(Ways.of(layout, shard), fabric, n)
+    ours = groups(Ways.of(layout), fabric, n)
     filled = -(-n // -(-n // fabric.domain))  # ranks of a domain, evenly over as many as needed
     for name in DIMENSIONS:
-        counted = ranks_of(layout, shard, name)
+        counted = ranks_of(layout, name)
         size, domains = ours[name].size.value, ours[name].domains.value
         assert {len(ranks) for ranks in counted} == {size}
         most = max(len({rank // filled for rank in ranks}) for ranks in counted)
@@ -477,7 +480,8 @@ def test_fp32_gradients_cost_twice_and_dtypes_follow_the_compute() -> None:
 
 def test_sharding_inside_a_node_sends_one_shard_between_nodes() -> None:
     setting = step(dp=32, zero=3, batch=32)
-    tree = communication(setting, Exchange(shard=8))
+    within = step(dp=32, zero=3, batch=32, shard=8)
+    tree = communication(within)
     whole = Fraction(communication(setting).value)
     psi = whole / 3 / Fraction(31, 32)
     replicas = sum(
@@ -487,7 +491,7 @@ def test_sharding_inside_a_node_sends_one_shard_between_nodes() -> None:
     )
     assert replicas == 2 * Fraction(3, 4) * psi / 8
     assert tree.value == 3 * Fraction(7, 8) * psi + replicas
-    near = seconds_communication(setting, exchange=Exchange(shard=8)).value
+    near = seconds_communication(within).value
     assert near < seconds_communication(setting).value
 
 
@@ -540,13 +544,26 @@ def test_context_parallel_ranks_pass_on_every_key_and_value_but_their_own(
     setting = step(arch, tp=tp, cp=cp, batch=1)
     assert sent(setting, "cp/layer/forward") == 4 * handed
     assert sent(setting, "cp") == 3 * 4 * handed
-    assert sent(setting, "cp", Exchange(context="gather")) == sent(setting, "cp")
+    gathered = step(arch, tp=tp, cp=cp, batch=1, cp_by="gather")
+    assert sent(gathered, "cp") == sent(setting, "cp")
 
 
-def test_heads_dealt_out_send_queries_and_outputs_too() -> None:
-    setting = step(cp=2, batch=1)
-    local = 32 * 8 * (8 + 2 + 2 + 8) * 2  # tokens, head size, q k v o, bytes
-    assert sent(setting, "cp", Exchange(context="all_to_all")) == 4 * 2 * Fraction(local, 2)
+@pytest.mark.parametrize(("n_kv_heads", "tp"), [(8, 1), (4, 1), (2, 1), (1, 1), (8, 2), (2, 2)])
+def test_heads_dealt_out_reach_the_ranks_that_have_them(n_kv_heads: int, tp: int) -> None:
+    """Ulysses played out token by token and head by head: what each rank hands to others."""
+    cp, seq, d_head, heads = 4, 64, 8, 8
+    arch = llama("t", d_model=64, n_layers=4, n_heads=heads, n_kv_heads=n_kv_heads, d_ff=128,
+                 vocab_size=256, max_seq_len=64)  # fmt: skip
+    local = heads // tp
+    wants = [range(rank * local // cp, (rank + 1) * local // cp) for rank in range(cp)]
+    shared = heads // n_kv_heads  # query heads of one key-value head
+    handed = 0
+    for _ in range(seq // cp):  # all are of rank 0
+        for rank in range(1, cp):
+            handed += 2 * len(wants[rank])  # queries out, outputs back
+            handed += 2 * len({head // shared for head in wants[rank]})
+    setting = step(arch, tp=tp, cp=cp, batch=1, cp_by="all_to_all")
+    assert sent(setting, "cp/layer") == 4 * 2 * handed * d_head * 2
 
 
 def test_latent_attention_passes_on_keys_and_values_as_it_multiplies_them() -> None:
@@ -588,7 +605,7 @@ def test_a_token_crosses_once_per_domain_that_it_is_wanted_in(
     arch = mixture(n_groups=n_groups, n_active_groups=n_active_groups)
     setting = step(arch, dp=32, ep=32 // 2, cluster="16xjean-zay-v100-32gb", batch=32)
     exchange = Exchange(imbalance=EVEN, once_per_domain=True)
-    around = settled(setting, fabric_of(setting.cluster), exchange)
+    around = settled(setting, fabric_of(setting.cluster))
     assert around["ep"].domains.value == 4
     choices = list(itertools.combinations(range(16), 2))
     others = Fraction(sum(len({e // 4 for e in pair} - {0}) for pair in choices), len(choices))

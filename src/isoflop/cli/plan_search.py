@@ -56,7 +56,7 @@ class Hunt:
         if bad and not self.search:
             raise InputError("plan train", bad)
 
-    def found(self, ask: TrainAsk, fixed: dict[str, int], *, recompute_too: bool) -> Found:
+    def found(self, ask: TrainAsk, fixed: dict[str, int | str], *, recompute_too: bool) -> Found:
         from isoflop.plan.search import Limits, search
 
         limits = Limits(self.max_days, self.max_dollars, self.max_mw, self.memory_margin or 0.0)
@@ -135,8 +135,7 @@ def _sensitivity(found: Found) -> list[str]:
 def _counters(found: Found) -> list[str]:
     c = found.counters
     return [
-        f"searched {c.enumerated:,} legal layouts in {format_seconds(c.seconds)}: "
-        f"{c.refused:,} refused by memory alone, {c.evaluated:,} timed "
-        f"({format_count(round(c.plans_per_second_per_core))} a second on one core), "
+        f"searched {c.evaluated:,} legal layouts in {format_seconds(c.seconds)} "
+        f"({format_count(round(c.plans_per_second_per_core))} a second on one core): "
         f"{c.fit:,} fit, {c.simulated} run event by event in {format_seconds(c.seconds_simulation)}"
     ]

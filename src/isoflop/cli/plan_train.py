@@ -15,6 +15,7 @@ from isoflop.cli.output import emit as to_json
 from isoflop.cli.output import say, write
 from isoflop.cli.plan import Failures, On, numbers, risk_text
 from isoflop.cli.plan_search import NO_HUNT, Hunt, render_found
+from isoflop.count.memory_split import ContextBy, Offload
 from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.hardware import Cluster, parse_cluster
 from isoflop.hardware.fitted import OwnSteps
@@ -50,12 +51,19 @@ class Split:
         Pipeline stages.
     cp
         Context parallelism: ranks that share each sequence.
+    cp_by
+        How context-parallel ranks meet each other's tokens: ring, gather or all_to_all (Ulysses).
     ep
         Expert parallelism: ranks out of dp x cp that the experts are dealt over.
     dp
         Data-parallel copies.
     zero
         ZeRO stage: 1 splits the optimizer's state over the copies, 2 gradients too, 3 weights too.
+    shard
+        Ranks of dp x cp that ZeRO splits one copy over, the others being replicas (HSDP); all
+        when not given.
+    offload
+        What waits in the host's memory: none, optimizer, activations or optimizer+activations.
     virtual
         Chunks of layers on each pipeline stage (interleaving).
     sequence_parallel
@@ -65,18 +73,22 @@ class Split:
     tp: Count | None = None
     pp: Count | None = None
     cp: Count | None = None
+    cp_by: ContextBy | None = None
     ep: Count | None = None
     dp: Count | None = None
     zero: Whole | None = None
+    shard: Count | None = None
+    offload: Offload | None = None
     virtual: Count | None = None
     sequence_parallel: bool = True
 
-    def said(self, micro_batch: int | None) -> dict[str, int]:
-        """The sizes that a search must keep."""
+    def said(self, micro_batch: int | None) -> dict[str, int | str]:
+        """What a search must keep."""
         given = {**asdict(self), "micro_batch": micro_batch}
         if self.sequence_parallel:
             del given["sequence_parallel"]
-        return {name: int(size) for name, size in given.items() if size is not None}
+        kept = {name: size for name, size in given.items() if size is not None}
+        return {n: size if isinstance(size, str) else int(size) for n, size in kept.items()}
 
     def layout(self, cluster: Cluster, micro_batch: int) -> Layout | None:
         """The layout that the user fixed, None when nothing was said."""
@@ -269,6 +281,7 @@ def render_train(plan: TrainPlan, found: Found | None = None) -> str:
         f"{format_bytes(plan.bytes_per_accelerator.value)} per accelerator "
         f"of {format_bytes(plan.cluster.chip.bytes_memory.value)}",
         tree(plan.bytes_per_accelerator, depth=1),
+        *([] if plan.bytes_per_host is None else _on_host(plan, plan.bytes_per_host)),
     ]
     lines += [] if plan.ranking is None else [plan.ranking.why]
     lines += plan.notes
@@ -292,6 +305,13 @@ def labelled(nodes: Mapping[str, Node]) -> Iterator[tuple[str, Node]]:
 def _step(plan: TrainPlan) -> str:
     assert plan.seconds_step is not None
     return f"one step, at {float(plan.mfu.value):.1%} MFU:\n{tree(plan.seconds_step, depth=1)}"
+
+
+def _on_host(plan: TrainPlan, held: Node) -> list[str]:
+    host = plan.cluster.chip.host
+    assert host is not None
+    room = format_bytes(host.bytes_memory.value)
+    return [f"in each host's memory: {format_bytes(held.value)} of {room}", tree(held, depth=1)]
 
 
 def _refused(plan: TrainPlan) -> list[str]:

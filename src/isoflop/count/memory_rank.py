@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from isoflop.arch.spec import Arch
 from isoflop.count.blocks import Part, Weight, beside, describe
+from isoflop.count.made import Made
 from isoflop.count.memory_saved import (
     FLASH,
     Keeping,
@@ -21,6 +22,7 @@ from isoflop.count.memory_saved import (
 from isoflop.count.memory_split import Shards, held_by, split_of, ways_of
 from isoflop.count.memory_state import Held, TrainingState
 from isoflop.count.memory_weights import UNQUANTISED, Stored, format_of
+from isoflop.count.operators import Core
 from isoflop.count.stages import layers_of_stage, pipeline_rules
 from isoflop.count.workload import Workload
 from isoflop.errors import InputError, Problem
@@ -32,9 +34,11 @@ from isoflop.quantity import (
     branch,
     leaf,
     maximum,
+    minimum,
     number,
+    total,
+    where,
 )
-from isoflop.quantity.expr import product
 
 
 def weights_held(
@@ -126,24 +130,77 @@ def memory_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 
 
 
 def memory_held(
-    job: Trained, shards: Shards, parts: list[tuple[Part, Expr]], flight: Expr, embedded: Expr
+    job: Trained,
+    shards: Shards,
+    parts: list[tuple[Part, Expr]],
+    flight: Expr,
+    embedded: Expr,
+    made: Made | None = None,
 ) -> Node:
     """Bytes of a rank that holds `parts`, with `flight` micro-batches of its layers.
 
-    `embedded` micro-batches wait for the embedding's backward, where it is among the parts.
+    `embedded` micro-batches wait for the embedding's backward, where it is among the parts. `made`
+    keeps pieces for ways that differ in ZeRO, recomputation and offloading alone.
     """
-    state = job.state
-    return branch(
-        "bytes_per_rank",
-        "bytes",
-        [
-            _stored(job, shards, parts, "bytes_weights", state.bytes_weights, shards.zero >= 3),
-            _stored(job, shards, parts, "bytes_grads", state.bytes_grads, shards.zero >= 2),
-            _stored(job, shards, parts, "bytes_optimizer", state.bytes_optimizer, shards.zero >= 1),
-            *_gathered(job, shards, parts),
-            _activations(job, shards, parts, flight, embedded),
-        ],
-    )
+    made = made or Made()
+    zero, away = shards.zero, shards.offload
+    pieces = [
+        _stored(job, shards, parts, "bytes_weights", zero >= 3, made),
+        _stored(job, shards, parts, "bytes_grads", zero >= 2, made),
+        *([] if "optimizer" in away else [_optimizer(job, shards, parts, made)]),
+        *made.once(("gathered", zero >= 3), lambda: _gathered(job, shards, parts)),
+        *made.once("keys", lambda: _keys_whole(job, shards, parts)),
+        made.once(
+            ("activations", job.recompute, "activations" in away),
+            lambda: _activations(job, shards, parts, flight, embedded),
+        ),
+    ]
+    return branch("bytes_per_rank", "bytes", pieces)
+
+
+def host_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 0) -> Node:
+    """Bytes that a rank of pipeline stage `stage` keeps in its host's memory, as a tree.
+
+    >>> from isoflop.arch import gpt
+    >>> from isoflop.count.memory_state import TRAINING_STATES
+    >>> small = gpt("gpt2", d_model=768, n_layers=12, n_heads=12, vocab_size=50257, max_seq_len=1024)
+    >>> job = Trained(small, Workload.train(1, 1024), TRAINING_STATES["bf16"])
+    >>> host_rank(job, Shards(offload="optimizer")).value // 124_439_808
+    14
+    """
+    _check_stage(job.arch, shards, stage)
+    root = describe(job.arch, job.work)
+    parts = list(stage_parts(job.arch, root, shards.pp, stage, shards.virtual))
+    return host_held(job, shards, parts, shards.in_flight(stage, n_micro))
+
+
+def host_held(
+    job: Trained,
+    shards: Shards,
+    parts: list[tuple[Part, Expr]],
+    flight: Expr,
+    made: Made | None = None,
+) -> Node:
+    """Bytes that a rank of `parts` keeps in its host's memory.
+
+    Beside the optimizer's state the gradients that it reads, split as it is; of activations, what
+    is not on the accelerator.
+    """
+    kept, made = [], made or Made()
+    if "optimizer" in shards.offload:
+        kept.append(_optimizer(job, shards, parts, made))
+        kept.append(_stored(job, shards, parts, "bytes_grads", shards.zero >= 1, made))
+    if "activations" in shards.offload:
+        layers = [leaf for _, leaf in _layers(job, shards, parts, flight)]
+        away = total(layer.total for layer in layers) - _resident(layers)
+        kept.append(_leaf("bytes_activations", away, 1))
+    return branch("bytes_host_per_rank", "bytes", kept)
+
+
+def _optimizer(
+    job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]], made: Made
+) -> Node:
+    return _stored(job, shards, parts, "bytes_optimizer", shards.zero >= 1, made)
 
 
 def _check_stage(arch: Arch, shards: Shards, stage: int) -> None:
@@ -161,12 +218,18 @@ def _stored(
     shards: Shards,
     parts: Iterable[tuple[Part, Expr]],
     name: str,
-    each: Callable[[Held], Expr],
     zero: bool,
+    made: Made,
 ) -> Node:
     """One piece of the state by part; `zero` splits it over the ranks that share the weight."""
-    copies = product([Symbol("dp", shards.dp, meaning="data-parallel copies"), *shards.context])
-    among = copies if zero else number(1)
+    return made.once((name, zero), lambda: _piece(job, shards, parts, name, zero))
+
+
+def _piece(
+    job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]], name: str, zero: bool
+) -> Node:
+    each: Callable[[Held], Expr] = getattr(job.state, name)
+    among = shards.among if zero else number(1)
     experts = among / Symbol("ep", shards.ep) if zero and shards.ep > 1 else among
 
     def measure(_weight: Weight, held: Held) -> Expr:
@@ -192,7 +255,7 @@ def _gathered(job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]]) 
     work (Zhao 2023, 2304.11277, section 3.4: at most two all-gathers in flight). Experts that
     no other rank shares are whole already.
     """
-    if shards.zero < 3 or shards.dp * shards.cp == 1:
+    if shards.zero < 3 or shards.among.value == 1:
         return []
     found = [(part.name, [layer for _, layer in layers_in([part])] or [part]) for part, _ in parts]
     sizes = [_whole_unit(job, shards, kind, unit) for kind, units in found for unit in units]
@@ -202,15 +265,39 @@ def _gathered(job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]]) 
     ]
 
 
+def _keys_whole(job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]]) -> list[Node]:
+    """One layer's keys and values of all tokens, and their gradient, where ranks gather them.
+
+    Llama 3 (2407.21783), section 3.3.2. Around a ring they are a block at a time, and not counted.
+    """
+    if shards.cp == 1 or shards.cp_by != "gather":
+        return []
+    sizes = []
+    for part, _ in parts:
+        for core in cores_of(part):
+            heads = core.kv_heads / split_of(job.arch, part.name, shards).kv
+            sizes.append(core.batch * core.keys * heads * (core.d_key + core.d_value))
+    if not sizes:
+        return []
+    widest = maximum(*sizes) if len(sizes) > 1 else sizes[0]
+    size = 2 * widest * job.state.activation.bytes_each
+    return [leaf("bytes_keys_values", "bytes", size, basis=Basis.MODELLED, source="Llama 3, 3.3.2")]
+
+
+def cores_of(layer: Part) -> list[Core]:
+    """The scores of a layer's own attention."""
+    own = [part for part in layer.parts if part.name == "attention"]
+    return [p.operator for part in own for p in part.parts if isinstance(p.operator, Core)]
+
+
 def _whole_unit(job: Trained, shards: Shards, kind: str, unit: Part) -> Expr:
     split, state = split_of(job.arch, kind, shards), job.state
-    alone = shards.dp * shards.cp == shards.ep
+    experts = Symbol("ep", shards.ep)
 
     def measure(_weight: Weight, held: Held) -> Expr:
-        whole_already = held.dealt and alone
-        return (
-            number(0) if whole_already else 2 * state.bytes_weights(held) + state.bytes_grads(held)
-        )
+        whole = 2 * state.bytes_weights(held) + state.bytes_grads(held)
+        dealt = held.dealt and shards.ep > 1
+        return where(shards.among - experts, whole, 0) if dealt else whole
 
     return held_by(unit, split, measure)
 
@@ -225,22 +312,47 @@ def _activations(
     """What forward leaves for backward, in as many micro-batches as are in flight."""
     children = []
     layers: list[tuple[Part, Keeping]] = []
-    for part, copies in parts:
+    of_layers = {part.name: leaf for part, leaf in _layers(job, shards, parts, flight)}
+    for part, _ in parts:
         if not keeps(part):
             continue
-        split = split_of(job.arch, part.name, shards)
-        keeping = Keeping(job.state.activation, job.kernels, job.recompute, ways_of(split, shards))
+        keeping = keeping_of(job, shards, part)
         once = embedded if part.name == "embedding" else number(1)
-        times = flight * copies if part.is_layer else once
-        children.append(_leaf(part.name, keeping.tree(part).size, times))
+        own = of_layers.get(part.name) or _leaf(part.name, keeping.tree(part).size, once)
+        if part.name not in of_layers or "activations" not in shards.offload:
+            children.append(own)
         if any(layers_in([part])):
             layers.append((part, keeping))
+    if of_layers and "activations" in shards.offload:
+        children.append(_leaf("layers_resident", _resident(list(of_layers.values())), 1))
     if job.recompute == "full":
         loss = loss_of(children)
         again = [going_backward([part], loss, keeping).size for part, keeping in layers]
         largest = maximum(*again) if len(again) > 1 else again[0]
         children.append(_leaf("layer_going_backward", largest, 1))
     return branch("bytes_activations", "bytes", children)
+
+
+def keeping_of(job: Trained, shards: Shards, part: Part) -> Keeping:
+    """What a part of a rank keeps of one micro-batch, and how it is split."""
+    split = split_of(job.arch, part.name, shards)
+    return Keeping(job.state.activation, job.kernels, job.recompute, ways_of(split, shards))
+
+
+def _layers(
+    job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]], flight: Expr
+) -> Iterator[tuple[Part, Node]]:
+    """What the layers of each kind keep, of all micro-batches in flight."""
+    for part, copies in parts:
+        if part.is_layer and keeps(part):
+            size = keeping_of(job, shards, part).tree(part).size
+            yield part, _leaf(part.name, size, flight * copies)
+
+
+def _resident(layers: list[Node]) -> Expr:
+    """Of offloaded layers two are on the accelerator: one at work, one on its way."""
+    widest = maximum(*(layer.size for layer in layers)) if len(layers) > 1 else layers[0].size
+    return minimum(2 * widest, total(layer.total for layer in layers))
 
 
 def _leaf(name: str, size: Expr, times: Expr | int) -> Node:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from isoflop.arch.spec import Arch, Attention
 from isoflop.count.blocks import Part, Weight
@@ -20,6 +20,21 @@ from isoflop.quantity.expr import product
 SPLIT = frozenset({"heads", "kv_heads", "ff", "vocab"})
 
 
+#: What is kept in the host's memory. optimizer: its state with the fp32 weights, updated there
+#: (ZeRO-Offload, Ren 2021, 2101.06840; gradients stay on the accelerator until they are summed,
+#: as in Megatron-Core); activations: what layers keep from forward to backward.
+Offload: TypeAlias = Literal["none", "optimizer", "activations", "optimizer+activations"]
+OFFLOADS: tuple[Offload, ...] = get_args(Offload)
+
+
+#: How attention meets the tokens of other context-parallel ranks. ring: keys and values go around,
+#: a block at a time, beside the work on the last one (Liu 2023, 2310.01889); gather: they are
+#: gathered first (Llama 3, 2407.21783, section 3.3.2); all_to_all: heads are dealt out instead, each
+#: rank meets all tokens with some of them (Ulysses, Jacobs 2023, 2309.14509, section 3.1).
+ContextBy: TypeAlias = Literal["ring", "gather", "all_to_all"]
+CONTEXTS_BY: tuple[ContextBy, ...] = get_args(ContextBy)
+
+
 @dataclass(frozen=True, slots=True)
 class Shards:
     """How many ranks share one model's state and work, and how.
@@ -28,7 +43,9 @@ class Shards:
     over the sequence (Korthikanti 2022, 2205.05198, section 4.2). pp: pipeline, each rank
     with `virtual` chunks of layers (Narayanan 2021, 2104.04473, section 2.2). cp: context;
     dp: data; ep: experts, spread over dp x cp. zero: 1 splits the optimizer's state over
-    dp x cp, 2 gradients too, 3 weights too (Rajbhandari 2020, 1910.02054).
+    dp x cp, 2 gradients too, 3 weights too (Rajbhandari 2020, 1910.02054). shard: of these
+    ranks, how many one copy of what is split is spread over; None: all of them. offload: what
+    waits in the host's memory. cp_by: how context-parallel ranks meet each other's tokens.
     """
 
     tp: int = 1
@@ -39,6 +56,9 @@ class Shards:
     zero: Literal[0, 1, 2, 3] = 0
     sequence_parallel: bool = True
     virtual: int = 1
+    shard: int | None = None
+    offload: Offload = "none"
+    cp_by: ContextBy = "ring"
 
     def __post_init__(self) -> None:
         names = ("tp", "pp", "dp", "cp", "ep", "virtual")
@@ -47,6 +67,12 @@ class Shards:
             bad.append(Problem("zero", self.zero, "is 0, 1, 2 or 3"))
         if not bad and self.dp * self.cp % self.ep:
             bad.append(Problem("ep", self.ep, f"divides dp * cp = {self.dp * self.cp}"))
+        if not bad and self.shard is not None:
+            bad += shard_rules(self.shard, self.dp * self.cp, self.ep)
+        if self.offload not in OFFLOADS:
+            bad.append(Problem("offload", self.offload, f"is one of {', '.join(OFFLOADS)}"))
+        if self.cp_by not in CONTEXTS_BY:
+            bad.append(Problem("cp_by", self.cp_by, f"is one of {', '.join(CONTEXTS_BY)}"))
         if bad:
             raise InputError("shards", bad)
 
@@ -85,10 +111,30 @@ class Shards:
         )
 
     @property
+    def among(self) -> Expr:
+        """Ranks that one copy of what ZeRO splits is spread over."""
+        if self.shard is not None:
+            return Symbol("shard", self.shard, meaning="ranks that one copy is sharded over")
+        return product([Symbol("dp", self.dp, meaning="data-parallel copies"), *self.context])
+
+    @property
     def context(self) -> list[Expr]:
         """The context-parallel ranks, where there are several."""
         meaning = "context-parallel ranks"
         return [Symbol("cp", self.cp, meaning=meaning)] if self.cp > 1 else []
+
+
+def shard_rules(shard: int, copies: int, ep: int) -> list[Problem]:
+    """What sharding over fewer than all `copies` ranks asks: equal groups, each with all experts.
+
+    >>> [str(problem) for problem in shard_rules(3, copies=8, ep=2)]
+    ['shard=3: must hold: divides dp * cp = 8', 'shard=3: must hold: is divided by ep=2']
+    """
+    if shard < 1:
+        return [Problem("shard", shard, "is at least 1")]
+    rules = [(f"divides dp * cp = {copies}", copies % shard == 0),
+             (f"is divided by ep={ep}", shard % ep == 0)]  # fmt: skip
+    return [Problem("shard", shard, rule) for rule, holds in rules if not holds]
 
 
 @dataclass(frozen=True, slots=True)

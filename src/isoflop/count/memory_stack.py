@@ -154,8 +154,8 @@ def overhead(stack: MemoryStack, held: Node, shards: Shards, outputs: Expr | int
         "communicators": groups(shards) * stack.communicator,
         "reduce_buckets": stack.reduce_buckets * each,
         "gather_bucket": split * minimum(each, sizes["bytes_weights"]) if stack.gathers else number(0),
-        "gradients_flat": _flat(sizes["bytes_grads"], shards, copies) if stack.flat else number(0),
-        "step_copies": _copies(stack, sizes["bytes_optimizer"], activations),
+        "gradients_flat": _flat(sizes["bytes_grads"], shards) if stack.flat else number(0),
+        "step_copies": _copies(stack, sizes.get("bytes_optimizer", number(0)), activations),
         "stage_outputs": number(kept),
         "fragments": stack.fragments * activations,
     }  # fmt: skip
@@ -170,15 +170,20 @@ def overhead(stack: MemoryStack, held: Node, shards: Shards, outputs: Expr | int
 def groups(shards: Shards) -> Expr:
     """Groups of more than one rank that a rank is in: one of each kind, and one of all ranks.
 
-    Where ranks are split in one way alone, its group is all ranks.
+    Where ranks are split in one way alone, its group is all ranks. Sharding within a part of the
+    copies adds the group across parts.
     """
     kinds = ("tp", "pp", "dp", "cp")
     ways = total(where(Symbol(kind, getattr(shards, kind)) - 1, 1, 0) for kind in kinds)
-    return ways + where(ways - 1, 1, 0) + where(Symbol("ep", shards.ep) - 1, 1, 0)
+    own = ways + where(ways - 1, 1, 0) + where(Symbol("ep", shards.ep) - 1, 1, 0)
+    if shards.shard is None:
+        return own
+    copies = product([Symbol("dp", shards.dp), Symbol("cp", shards.cp)])
+    return own + where((shards.among - 1) * (copies - shards.among), 1, 0)
 
 
-def _flat(grads: Expr, shards: Shards, copies: Expr) -> Expr:
-    return grads / copies if shards.zero == 1 else grads
+def _flat(grads: Expr, shards: Shards) -> Expr:
+    return grads / shards.among if shards.zero == 1 else grads
 
 
 def _copies(stack: MemoryStack, state: Expr, activations: Expr) -> Expr:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from isoflop.errors import UnknownName
 from isoflop.hardware.chip import Chip, Precision
+from isoflop.hardware.host import Host
 from isoflop.hardware.join import read_join
 from isoflop.hardware.node import Node
 from isoflop.quantity import Basis, Interval, Symbol
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 NOT_STATED: Final = "not stated"
 
-TERA, GIGA, MEBI = 10**12, 10**9, 2**20
+TERA, GIGA, GIBI, MEBI = 10**12, 10**9, 2**30, 2**20
 
 
 def find(name: str) -> Chip:
@@ -95,8 +96,9 @@ def _catalog() -> _Catalog:
     text = resources.files("isoflop.hardware").joinpath("catalog.toml").read_text("utf-8")
     table = tomllib.loads(text)
     rows, sources = table["chip"], table["source"]
-    chips = {name: _chip(name, _whole_row(name, rows), sources) for name in rows}
-    nodes = {name: _node(name, row, chips, sources) for name, row in table["node"].items()}
+    hosts = {name: _host(name, row, sources) for name, row in table["host"].items()}
+    chips = {name: _chip(name, _whole_row(name, rows), hosts, sources) for name in rows}
+    nodes = {name: _node(name, row, chips, hosts, sources) for name, row in table["node"].items()}
     return _Catalog(chips, nodes)
 
 
@@ -106,7 +108,24 @@ def _whole_row(name: str, rows: Mapping[str, Table]) -> Table:
     return {**_whole_row(row["like"], rows), **row} if "like" in row else row
 
 
-def _chip(name: str, row: Table, sources: Table) -> Chip:
+def _host(name: str, row: Table, sources: Table) -> Host:
+    def number(field: str, entry: float | Table, unit: int) -> Symbol:
+        return _number(field, entry, unit, row["source"], sources)
+
+    return Host(
+        name=name,
+        chips=row["chips"],
+        bytes_per_second_link=number(
+            "bytes_per_second_host_link", row["gigabytes_per_second_link"], GIGA
+        ),
+        bytes_memory=number("bytes_memory_host", row["gibibytes_memory"], GIBI),
+        bytes_per_second_memory=number(
+            "bytes_per_second_memory_host", row["gigabytes_per_second_memory"], GIGA
+        ),
+    )
+
+
+def _chip(name: str, row: Table, hosts: Mapping[str, Host], sources: Table) -> Chip:
     def number(field: str, entry: float | Table, unit: int = 1) -> Symbol:
         return _number(field, entry, unit, row["source"], sources)
 
@@ -129,6 +148,7 @@ def _chip(name: str, row: Table, sources: Table) -> Chip:
         watts=stated("watts", row["watts"]),
         dollars_per_hour=stated("dollars_per_hour", row["dollars_per_hour"]),
         joined=read_join(row["joined"]) if "joined" in row else None,
+        host=None if row["host"] == NOT_STATED else hosts[row["host"]],
         **{
             f"bytes_per_second_{of}": stated(
                 f"bytes_per_second_{of}", row[f"gigabytes_per_second_{of}"], GIGA
@@ -138,7 +158,9 @@ def _chip(name: str, row: Table, sources: Table) -> Chip:
     )
 
 
-def _node(name: str, row: Table, chips: Mapping[str, Chip], sources: Table) -> Node:
+def _node(
+    name: str, row: Table, chips: Mapping[str, Chip], hosts: Mapping[str, Host], sources: Table
+) -> Node:
     field = "bytes_per_second_network"
     network: Entry = row["gigabytes_per_second_network"]
     cited = sources[row["source"]]
@@ -152,6 +174,7 @@ def _node(name: str, row: Table, chips: Mapping[str, Chip], sources: Table) -> N
         else _number(field, cast("float | Table", network), GIGA, row["source"], sources),
         source=f"{cited['text']}, {cited['date']}",
         joined=read_join(row["joined"]) if "joined" in row else None,
+        host=hosts[row["host"]] if "host" in row else None,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from isoflop.errors import InputError, Problem
+from isoflop.hardware.host import Host
 from isoflop.hardware.join import Join
 from isoflop.quantity import Expr, Symbol
 from isoflop.quantity.node import plain
@@ -32,8 +33,9 @@ class Chip:
         watts: of one chip at its rated limit, without its host.
         dollars_per_hour: the rent of one chip, on demand, with the range seen.
         joined: how the fast link joins chips; None for a chip that stands alone.
+        host: the processors of the machine that it usually comes in.
 
-    Network, watts and price are None where nobody states them; what needs one asks for it.
+    Network, watts, price and host are None where nobody states them; what needs one asks for it.
 
     Raises:
         InputError: a number is not above zero, a precision is unknown, or chips are joined
@@ -52,6 +54,7 @@ class Chip:
     watts: Symbol | None
     dollars_per_hour: Symbol | None
     joined: Join | None = None
+    host: Host | None = None
 
     def __post_init__(self) -> None:
         broken = [
@@ -104,15 +107,18 @@ class Chip:
         yield self.bytes_memory
         yield self.bytes_per_second_memory
         yield from (number for number in self._optional().values() if number is not None)
+        if self.host is not None:
+            yield from self.host.numbers()
 
     def not_stated(self) -> tuple[str, ...]:
         """Names of the numbers that nobody states.
 
         >>> from isoflop.hardware import find
         >>> find("m3-ultra").not_stated()
-        ('bytes_per_second_link', 'bytes_per_second_network', 'dollars_per_hour')
+        ('bytes_per_second_link', 'bytes_per_second_network', 'dollars_per_hour', 'host')
         """
-        return tuple(name for name, number in self._optional().items() if number is None)
+        absent = [name for name, number in self._optional().items() if number is None]
+        return (*absent, *(["host"] if self.host is None else []))
 
     def _optional(self) -> dict[str, Symbol | None]:
         names = ("bytes_per_second_link", "bytes_per_second_network", "watts", "dollars_per_hour")

@@ -7,6 +7,7 @@ from typing import Any
 
 from isoflop.errors import InputError, Problem
 from isoflop.hardware.chip import Chip, number_json
+from isoflop.hardware.host import Host
 from isoflop.hardware.join import Join
 from isoflop.quantity import Symbol
 
@@ -25,6 +26,7 @@ class Node:
         bytes_per_second_network: to chips outside the domain, one direction, per chip;
             None where it is not stated.
         joined: how the link joins chips in this machine, where not as the chip's row says.
+        host: its processors, where not those of the chip's row.
 
     Raises:
         InputError: chips or domain is not a whole number from 1.
@@ -37,6 +39,7 @@ class Node:
     bytes_per_second_network: Symbol | None
     source: str
     joined: Join | None = None
+    host: Host | None = None
 
     def __post_init__(self) -> None:
         rule = f"is a whole number from 1 to {MOST_CHIPS:,}"
@@ -58,6 +61,7 @@ class Node:
             per_node=self.domain,
             bytes_per_second_network=self.bytes_per_second_network,
             joined=self.joined or self.chip.joined,
+            host=self.host or self.chip.host,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from isoflop.arch.zoo import entry, names
 from isoflop.count.stages import layers_of_stage
 from isoflop.errors import InputError, Problem, UnknownName
 from isoflop.hardware.stack import find_stack
+from isoflop.plan.layout import Layout
 from isoflop.plan.training.plan import TrainPlan
 
 Flags: TypeAlias = dict[str, str | int | None]
@@ -83,11 +84,43 @@ def megatron_flags(plan: TrainPlan) -> Flags:
     }
     if layout.tp > 1 and layout.sequence_parallel:
         flags["--sequence-parallel"] = None
+    if layout.cp > 1:
+        flags["--cp-comm-type"] = _MEGATRON_CONTEXT[layout.cp_by]
     if any(isinstance(k.feed_forward, Experts) for k in ask.work.arch.kinds.values()):
         flags["--expert-model-parallel-size"] = layout.ep
         flags["--expert-tensor-parallel-size"] = layout.tp
-    return {**flags, **_split(plan), **_MEGATRON_ZERO[layout.zero],
+    return {**flags, **_split(plan), **_MEGATRON_ZERO[layout.zero], **_replicas(layout),
+            **_megatron_offload(plan),
             **_MEGATRON_AGAIN[ask.work.recompute], **_MEGATRON_PRECISION[ask.precision]}  # fmt: skip
+
+
+def _replicas(layout: Layout) -> Flags:
+    """How often what ZeRO splits is there, where more than once."""
+    if layout.shard is None:
+        return {}
+    flags: Flags = {"--num-distributed-optimizer-instances": _n_replicas(layout)}
+    return flags if layout.zero == 1 else {**flags, "--outer-dp-sharding-strategy": "no_shard"}
+
+
+def _megatron_offload(plan: TrainPlan) -> Flags:
+    """The optimizer's state whole, and every layer's activations but the last one's."""
+    flags: Flags = {}
+    if "optimizer" in plan.layout.offload:
+        flags = {"--optimizer-cpu-offload": None, "--optimizer-offload-fraction": "1.0",
+                 "--use-precision-aware-optimizer": None}  # fmt: skip
+    if "activations" in plan.layout.offload:
+        flags["--cpu-offloading-num-layers"] = plan.ask.work.arch.n_layers - 1
+    return flags
+
+
+def _n_replicas(layout: Layout) -> int:
+    return 1 if layout.shard is None else layout.dp * layout.cp // layout.shard
+
+
+def _shards_context(layout: Layout) -> tuple[str, int | None, str, bool]:
+    """Trainers shard over whole context-parallel groups."""
+    held = layout.shard is None or layout.shard % layout.cp == 0
+    return "shard", layout.shard, f"is divided by cp={layout.cp}", held
 
 
 def _split(plan: TrainPlan) -> Flags:
@@ -126,6 +159,7 @@ _MEGATRON_AGAIN: Mapping[str, Flags] = {
     "selective": {"--recompute-granularity": "selective", "--recompute-modules": "core_attn"},
     "full": {"--recompute-granularity": "full", "--recompute-method": "uniform", "--recompute-num-layers": 1},
 }  # fmt: skip
+_MEGATRON_CONTEXT: Mapping[str, str] = {"ring": "p2p", "gather": "all_gather", "all_to_all": "a2a"}
 _MEGATRON_PRECISION: Mapping[str, Flags] = {
     "fp32": {},
     "bf16": {"--bf16": None},
@@ -143,6 +177,11 @@ def _unsaid_megatron(plan: TrainPlan) -> list[Problem]:
         ("recompute", again, "is none or full where attention keeps no scores: Megatron's selective "
          "drops scores, the plan's the outputs of activation functions",
          again != "selective" or _keeps_scores(plan)),
+        _shards_context(layout),
+        ("offload", layout.offload, "is of activations only where pp is 1 and recompute none",
+         "activations" not in layout.offload or (layout.pp == 1 and again == "none")),
+        ("offload", layout.offload, "is of the optimizer only where zero is 1: the distributed optimizer",
+         "optimizer" not in layout.offload or layout.zero == 1),
     ]  # fmt: skip
     return [Problem(field, value, rule) for field, value, rule, holds in rules if not holds]
 
@@ -192,6 +231,7 @@ def torchtitan(plan: TrainPlan) -> str:
     _refuse("torchtitan", _unsaid_torchtitan(plan))
     layout, ask = plan.layout, plan.ask
     n_micro = layout.n_micro_batches(ask.global_batch)
+    replicas = _n_replicas(layout) if layout.zero else layout.dp
     tables: dict[str, dict[str, str | int]] = {
         "training": {
             "local_batch_size": layout.micro_batch * (n_micro if layout.pp > 1 else 1),
@@ -201,11 +241,16 @@ def torchtitan(plan: TrainPlan) -> str:
             "mixed_precision_param": _TITAN_PRECISION[ask.precision],
         },
         "parallelism": {
-            "data_parallel_replicate_degree": 1 if layout.zero else layout.dp,
-            "data_parallel_shard_degree": layout.dp if layout.zero else 1,
+            "data_parallel_replicate_degree": replicas,
+            "data_parallel_shard_degree": layout.dp // replicas,
             "fsdp_reshard_after_forward": "always" if layout.zero == 3 else "never",
             "tensor_parallel_degree": layout.tp,
             "context_parallel_degree": layout.cp,
+            **(
+                {"context_parallel_rotate_method": _TITAN_CONTEXT[layout.cp_by]}
+                if layout.cp > 1
+                else {}
+            ),
             "expert_parallel_degree": layout.ep,
             "pipeline_parallel_degree": layout.pp,
             **(_titan_pipeline(plan) if layout.pp > 1 else {}),
@@ -227,6 +272,8 @@ def _titan_pipeline(plan: TrainPlan) -> dict[str, str | int]:
     }
 
 
+#: torchtitan's blocks go around by an all-to-all among neighbours, or are gathered at once.
+_TITAN_CONTEXT: Mapping[str, str] = {"ring": "alltoall", "gather": "allgather"}
 _TITAN_PRECISION: Mapping[str, str] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -241,6 +288,11 @@ def _unsaid_torchtitan(plan: TrainPlan) -> list[Problem]:
          layout.zero >= 2 or layout.cp == 1),
         ("zero", layout.zero, "is 2 or 3 where ep is above 1: experts are dealt over FSDP's ranks",
          layout.zero >= 2 or layout.ep == 1),
+        _shards_context(layout),
+        ("cp_by", layout.cp_by, "is ring or gather: no heads are dealt out",
+         layout.cp_by in _TITAN_CONTEXT),
+        ("offload", layout.offload, "is none: FSDP's own offloads weights and gradients too",
+         layout.offload == "none"),
         ("sequence_parallel", layout.sequence_parallel, "is on where tp is above 1",
          layout.sequence_parallel or layout.tp == 1),
         ("recompute", ask.work.recompute, "is none or full: its selective is another policy",
@@ -291,6 +343,7 @@ def _unsaid_recipe(plan: TrainPlan) -> list[Problem]:
          layout.n_accelerators == 1),
         ("micro-batches per step", n_micro, "is 1: the trainer runs a batch at once", n_micro == 1),
         ("recompute", ask.work.recompute, "is none", ask.work.recompute == "none"),
+        ("offload", layout.offload, "is none", layout.offload == "none"),
         ("precision", ask.precision, "is fp32 or bf16", ask.precision in ("fp32", "bf16")),
     ]  # fmt: skip
     return [Problem(field, value, rule) for field, value, rule, holds in rules if not holds]

@@ -15,6 +15,13 @@ from typing import Any, Literal
 from isoflop.arch import Arch, Attention, Dense, Experts
 from isoflop.count.blocks import beside
 from isoflop.count.memory_saved import Recompute
+from isoflop.count.memory_split import (
+    CONTEXTS_BY,
+    OFFLOADS,
+    ContextBy,
+    Offload,
+    shard_rules,
+)
 from isoflop.count.stages import pipeline_rules
 from isoflop.errors import Problem
 from isoflop.hardware import Cluster
@@ -31,7 +38,10 @@ class Layout:
     cp: context parallel, each rank a part of every sequence. dp: data-parallel copies.
     ep: ranks that the experts are dealt over, out of dp x cp. zero: 1 splits the optimizer's
     state over dp x cp, 2 gradients too, 3 weights too (Rajbhandari 2020, 1910.02054).
-    micro_batch: sequences that one copy works on at once.
+    micro_batch: sequences that one copy works on at once. shard: ranks of dp x cp that ZeRO
+    splits one copy over, the rest being replicas (MiCS, Zhang 2022, 2205.00119, section 3.2;
+    PyTorch's HYBRID_SHARD); None: all of them. offload: what waits in the host's memory.
+    cp_by: how context-parallel ranks meet each other's tokens.
     """
 
     tp: int = 1
@@ -43,6 +53,9 @@ class Layout:
     ep: int = 1
     virtual: int = 1
     sequence_parallel: bool = True
+    shard: int | None = None
+    offload: Offload = "none"
+    cp_by: ContextBy = "ring"
 
     @property
     def n_accelerators(self) -> int:
@@ -71,9 +84,12 @@ class Layout:
         text += "".join(
             f" {name}={getattr(self, name)}" for name in rest if getattr(self, name) > 1
         )
+        text += "" if self.shard is None else f" shard={self.shard}"
+        text += "" if self.cp_by == "ring" else f" cp_by={self.cp_by}"
+        text += "" if self.offload == "none" else f" offload={self.offload}"
         return text if self.sequence_parallel else f"{text} without sequence parallelism"
 
-    def to_json(self) -> dict[str, int | bool]:
+    def to_json(self) -> dict[str, int | bool | str | None]:
         return asdict(self)
 
 
@@ -81,7 +97,8 @@ class Layout:
 class Refusal:
     """A legal layout that does not fit, by how much, and its largest part.
 
-    `recompute` is what it would have made again.
+    `recompute` is what it would have made again; `of` says whose memory is too small: that of
+    an accelerator, or of its host.
     """
 
     layout: Layout
@@ -90,6 +107,7 @@ class Refusal:
     largest: str
     largest_share: float
     recompute: Recompute = "none"
+    of: Literal["accelerator", "host"] = "accelerator"
 
     @property
     def bytes_over(self) -> int:
@@ -99,7 +117,8 @@ class Refusal:
         again = "" if self.recompute == "none" else f" recompute={self.recompute}"
         return (
             f"{self.layout}{again}: {format_bytes(self.bytes_needed)} > "
-            f"{format_bytes(self.bytes_available)}, largest part {self.largest} "
+            f"{format_bytes(self.bytes_available)}{' of a host' if self.of == 'host' else ''}, "
+            f"largest part {self.largest} "
             f"{self.largest_share:.0%}"
         )
 
@@ -111,6 +130,7 @@ class Refusal:
             "bytes_available": self.bytes_available,
             "largest": self.largest,
             "largest_share": self.largest_share,
+            "of": self.of,
             "text": str(self),
         }
 
@@ -138,6 +158,9 @@ def broken_rules(
         *tensor_rules(layout.tp, arch),
         *pipeline_rules(arch.n_layers, layout.pp, layout.virtual),
         *_expert_rules(layout, arch),
+        *_shard_rules(layout),
+        *_offload_rules(layout, cluster),
+        *_context_rules(layout, arch),
         *_tower_rules(layout, arch),
         *_rules_of_place(layout, cluster),
         *_rules_of_work(layout, global_batch),
@@ -192,6 +215,42 @@ def _expert_rules(layout: Layout, arch: Arch) -> list[Problem]:
     return broken
 
 
+def _shard_rules(layout: Layout) -> list[Problem]:
+    if layout.shard is None:
+        return []
+    broken = shard_rules(layout.shard, layout.dp * layout.cp, layout.ep)
+    if layout.zero == 0:
+        broken.append(Problem("shard", layout.shard, "is given with ZeRO 1, 2 or 3"))
+    return broken
+
+
+def _offload_rules(layout: Layout, cluster: Cluster) -> list[Problem]:
+    if layout.offload not in OFFLOADS:
+        return [Problem("offload", layout.offload, f"is one of {', '.join(OFFLOADS)}")]
+    if layout.offload != "none" and cluster.chip.host is None:
+        rule = f"is none where the host of {cluster.chip.name} is not stated"
+        return [Problem("offload", layout.offload, rule)]
+    return []
+
+
+def _context_rules(layout: Layout, arch: Arch) -> list[Problem]:
+    """Heads are dealt out evenly; key-value heads fewer than ranks are copied, as under tp."""
+    if layout.cp_by not in CONTEXTS_BY:
+        return [Problem("cp_by", layout.cp_by, f"is one of {', '.join(CONTEXTS_BY)}")]
+    if layout.cp_by != "all_to_all":
+        return []
+    ways, broken = layout.tp * layout.cp, []
+    for name, layer in arch.kinds.items():
+        heads = layer.attention.n_heads
+        kv = getattr(layer.attention, "n_kv_heads", heads)
+        if heads % ways:
+            broken.append(Problem("tp * cp", ways, f"divides n_heads={heads} of {name}"))
+        if kv < heads and kv % ways and ways % kv:
+            rule = f"divides n_kv_heads={kv} of {name}, or is divided by it"
+            broken.append(Problem("tp * cp", ways, rule))
+    return broken
+
+
 def _expert_counts(arch: Arch) -> dict[str, int]:
     """Experts of each kind of layer that has any."""
     blocks = {name: layer.feed_forward for name, layer in arch.kinds.items()}
@@ -238,14 +297,16 @@ def _rules_of_length(layout: Layout, seq_len: int) -> list[Problem]:
 
     Each context-parallel rank has a chunk from the front of a sequence and its mirror image
     from the back, so that all have equal work under a causal mask (Llama 3, 2407.21783,
-    section 3.3.2); tensor-parallel ranks split what each of them has.
+    section 3.3.2), unless each meets all tokens with some heads; tensor-parallel ranks split
+    what each of them has.
     """
-    chunks = 2 * layout.cp if layout.cp > 1 else 1
+    chunks = 2 * layout.cp if layout.cp > 1 and layout.cp_by != "all_to_all" else layout.cp
     ways = layout.tp if layout.sequence_parallel else 1
     broken = []
     if seq_len % chunks:
+        twice = chunks > layout.cp
         rule = f"times 2 divides seq_len={seq_len}, for equal work under a causal mask"
-        broken.append(Problem("cp", layout.cp, rule))
+        broken.append(Problem("cp", layout.cp, rule if twice else f"divides seq_len={seq_len}"))
     if seq_len % (layout.cp * ways):
         rule = f"times cp={layout.cp} divides seq_len={seq_len} under sequence parallelism"
         broken.append(Problem("tp", layout.tp, rule, "or switch sequence parallelism off"))

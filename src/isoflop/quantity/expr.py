@@ -331,7 +331,7 @@ def total(terms: Iterable[Expr | Value]) -> Expr:
 def product(factors: Iterable[Expr | Value]) -> Expr:
     """The product, flattened, ones left out, zero if a factor is the literal zero."""
     flat = [number(f) for f in factors]
-    if any(isinstance(f, Number) and f.literal == 0 for f in flat):
+    if any(_is(f, 0) for f in flat):
         return Number(0)
     return _flatten("*", flat, unit=1)
 
@@ -341,7 +341,7 @@ def _flatten(kind: str, args: Iterable[Expr | Value], unit: int) -> Expr:
     for arg in map(number, args):
         if isinstance(arg, Operation) and arg.kind == kind:
             flat.extend(arg.args)
-        elif not (isinstance(arg, Number) and arg.literal == unit):
+        elif not _is(arg, unit):
             flat.append(arg)
     if not flat:
         return Number(unit)
@@ -349,7 +349,11 @@ def _flatten(kind: str, args: Iterable[Expr | Value], unit: int) -> Expr:
 
 
 def _quotient(a: Expr, b: Expr) -> Expr:
-    return a if b == Number(1) else Operation("/", (a, b))
+    return a if _is(b, 1) else Operation("/", (a, b))
+
+
+def _is(expr: Expr, literal: int) -> bool:
+    return isinstance(expr, Number) and expr.literal == literal
 
 
 def ceil_div(a: Expr | Value, b: Expr | Value) -> Expr:

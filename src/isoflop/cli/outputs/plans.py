@@ -27,6 +27,9 @@ class Layout(Out):
     ep: int
     virtual: int
     sequence_parallel: bool
+    shard: int | None
+    offload: str
+    cp_by: str
 
 
 class Refusal(Out):
@@ -36,6 +39,7 @@ class Refusal(Out):
     bytes_available: int
     largest: str
     largest_share: float
+    of: str
     text: str
 
 
@@ -101,11 +105,9 @@ class Sway(Out):
 
 
 class Search(Out):
-    """What a search did and found; `evaluated` had memory and time computed, `refused` memory alone."""
+    """What a search did and found; `evaluated` had memory and time computed."""
 
-    enumerated: int
     evaluated: int
-    refused: int
     fit: int
     seconds: float
     seconds_cpu: float

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
 from isoflop.arch import Arch
-from isoflop.count.blocks import describe
+from isoflop.count.blocks import Part
+from isoflop.count.made import Made
 from isoflop.count.stages import layers_of_stage
 from isoflop.plan.layout import Layout
 from isoflop.plan.memory.place import stages_unlike
 from isoflop.plan.memory.shard import Trained, memory_training_held
 from isoflop.plan.step.sizes import SIZES
 from isoflop.quantity import Node
+
+#: What a stage holds somewhere: on its accelerator or on its host.
+Held: TypeAlias = Callable[..., Node]
 
 
 class Content(NamedTuple):
@@ -28,10 +32,17 @@ class Content(NamedTuple):
         """The names of what its formula depends on."""
         return (*SIZES, "stage", *(f"n_{kind}_stage" for kind in self.kinds))
 
-    def formula(self, job: Trained, layout: Layout) -> Node:
-        """Its bytes under every layout with the structure of this one."""
-        kinds, root = dict.fromkeys(self.kinds, 1), describe(job.arch, job.work)
-        return memory_training_held(job, root, layout, kinds, first=self.first, last=self.last)
+    def formula(
+        self,
+        job: Trained,
+        root: Part,
+        layout: Layout,
+        held: Held = memory_training_held,
+        made: Made | None = None,
+    ) -> Node:
+        """Its bytes under every layout with the structure of this one; `root` is described."""
+        kinds = dict.fromkeys(self.kinds, 1)
+        return held(job, root, layout, kinds, first=self.first, last=self.last, made=made)
 
 
 def stages_by_content(

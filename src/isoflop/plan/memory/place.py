@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import groupby
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from isoflop.arch import Arch
+from isoflop.count.memory_rank import host_rank
 from isoflop.count.stages import layers_of_stage
 from isoflop.errors import Infeasible, InputError
 from isoflop.hardware import Chip, Cluster
 from isoflop.plan.layout import Layout, Refusal, broken_rules, legal_layouts
-from isoflop.plan.memory.shard import Trained, memory_training_stage
-from isoflop.quantity import Node
+from isoflop.plan.memory.shard import Trained, memory_training_stage, shards_of
+from isoflop.quantity import Node, Symbol, branch
 from isoflop.quantity.units import format_bytes
 
 #: The layout, what its fullest accelerator holds, the layouts refused, what bound it.
@@ -77,6 +78,24 @@ def bytes_per_accelerator(job: Trained, layout: Layout, global_batch: int) -> No
     return max(trees, key=lambda tree: tree.value)
 
 
+def bytes_per_host(
+    job: Trained, layout: Layout, cluster: Cluster, global_batch: int
+) -> Node | None:
+    """Memory of the host that holds most, its ranks being of one stage; None without offloading."""
+    host = cluster.chip.host
+    if layout.offload == "none" or host is None:
+        return None
+    n_micro, shards = layout.n_micro_batches(global_batch), shards_of(layout)
+    trees = [
+        host_rank(job, shards, n_micro=n_micro, stage=stage)
+        for stage in stages_unlike(job.arch, layout)
+    ]
+    ranks = min(host.chips, layout.n_accelerators)
+    most = max(trees, key=lambda tree: tree.value)
+    return branch("bytes_per_host", "bytes", most.children,
+                  times=Symbol("accelerators_per_host", ranks, meaning="that share a host's memory"))  # fmt: skip
+
+
 def stages_unlike(arch: Arch, layout: Layout) -> tuple[int, ...]:
     """Stages that may hold most: of those with equal parts the first, which keeps most.
 
@@ -96,14 +115,31 @@ def stages_unlike(arch: Arch, layout: Layout) -> tuple[int, ...]:
 def weigh(
     job: Trained, layout: Layout, cluster: Cluster, global_batch: int
 ) -> tuple[Node, Refusal | None]:
-    """What a layout's fullest accelerator holds, and the refusal where that is too much."""
+    """What a layout's fullest accelerator holds, and the refusal where that is too much.
+
+    Or where what it keeps in its host's memory is.
+    """
     memory = bytes_per_accelerator(job, layout, global_batch)
-    needed, available = int(memory.value), int(cluster.chip.bytes_memory.value)
+    refusal = _refusal(job, layout, memory, cluster.chip.bytes_memory)
+    beside = bytes_per_host(job, layout, cluster, global_batch)
+    if refusal is None and beside is not None and cluster.chip.host is not None:
+        refusal = _refusal(job, layout, beside, cluster.chip.host.bytes_memory, "host")
+    return memory, refusal
+
+
+def _refusal(
+    job: Trained,
+    layout: Layout,
+    memory: Node,
+    room: Symbol,
+    of: Literal["accelerator", "host"] = "accelerator",
+) -> Refusal | None:
+    needed, available = int(memory.value), int(room.value)
     if needed <= available:
-        return memory, None
+        return None
     largest = max(memory.children, key=lambda child: child.value)
-    share = float(largest.value / memory.value)
-    return memory, Refusal(layout, needed, available, largest.name, share, job.recompute)
+    share = float(largest.total.value / memory.size.value)
+    return Refusal(layout, needed, available, largest.name, share, job.recompute, of)
 
 
 def barely(memory: Node, chip: Chip) -> tuple[str, ...]:

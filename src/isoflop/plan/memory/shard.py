@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from isoflop.count.blocks import Part
-from isoflop.count.memory_rank import Trained, memory_held, memory_rank, parts_held
+from isoflop.count.made import Made
+from isoflop.count.memory_rank import (
+    Trained,
+    host_held,
+    memory_held,
+    memory_rank,
+    parts_held,
+)
 from isoflop.count.memory_saved import Recompute
 from isoflop.count.memory_split import Shards
 from isoflop.count.memory_stack import overhead, stack_of
@@ -17,6 +24,7 @@ __all__ = [
     "Recompute",
     "Trained",
     "bytes_boundary",
+    "host_training_held",
     "memory_training_held",
     "memory_training_stage",
     "shards_of",
@@ -35,6 +43,9 @@ def shards_of(layout: Layout) -> Shards:
         zero=layout.zero,
         sequence_parallel=layout.sequence_parallel,
         virtual=layout.virtual,
+        shard=layout.shard,
+        offload=layout.offload,
+        cp_by=layout.cp_by,
     )
 
 
@@ -59,13 +70,30 @@ def memory_training_held(
     first: bool,
     last: bool,
     stack: str = "unknown",
+    made: Made | None = None,
 ) -> Node:
     """The same for any stage that holds so many layers of each kind; `root` describes the job."""
     shards = shards_of(layout)
     parts = list(parts_held(job.arch, root, kinds, first=first, last=last))
     flight, embedded = shards.in_flight(0, 1), shards.embedded(1)
-    held = memory_held(job, shards, parts, flight, embedded)
+    held = memory_held(job, shards, parts, flight, embedded, made)
     return with_overhead(held, job, shards, flight, stack)
+
+
+def host_training_held(
+    job: Trained,
+    root: Part,
+    layout: Layout,
+    kinds: Mapping[str, int],
+    *,
+    first: bool,
+    last: bool,
+    made: Made | None = None,
+) -> Node:
+    """What each rank of such a stage keeps in its host's memory."""
+    shards = shards_of(layout)
+    parts = list(parts_held(job.arch, root, kinds, first=first, last=last))
+    return host_held(job, shards, parts, shards.in_flight(0, 1), made)
 
 
 def with_overhead(

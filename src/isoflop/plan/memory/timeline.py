@@ -37,7 +37,9 @@ from isoflop.quantity import Basis, Expr, Node, branch, leaf
 from isoflop.quantity.expr import Value
 from isoflop.quantity.units import format_bytes
 
-STANDING = ("bytes_weights", "bytes_grads", "bytes_optimizer", "bytes_gathered")
+#: What is there for one unit at a time, and what stands throughout.
+IN_TURN = ("bytes_gathered", "bytes_keys_values")
+STANDING = ("bytes_weights", "bytes_grads", "bytes_optimizer", *IN_TURN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +235,7 @@ def _standing(own: dict[int, _Stage]) -> tuple[tuple[str, Value], ...]:
     for stage in own.values():
         for name, size in stage.standing:
             by_name.setdefault(name, []).append(size)
-    return tuple((n, max(v) if n == "bytes_gathered" else sum(v)) for n, v in by_name.items())
+    return tuple((n, max(v) if n in IN_TURN else sum(v)) for n, v in by_name.items())
 
 
 def _beside(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from isoflop.quantity import Basis, Interval, Symbol
 
@@ -24,11 +23,6 @@ class Exchange:
     Attributes:
         bytes_grad, bytes_weight: of one number reduced, of one gathered; None: as activations.
         bytes_dispatch: of one number sent to experts; None: as activations.
-        context: how attention reaches other ranks' tokens. `ring`: keys and values go around
-            (Liu 2023, 2310.01889), `gather`: they are gathered first (Llama 3, 2407.21783,
-            section 3.3.2), the same bytes; `all_to_all`: heads are dealt out instead
-            (Ulysses, Jacobs 2023, 2309.14509).
-        shard: ranks that one copy of the weights is cut over, where fewer than all (HSDP).
         reshard: with ZeRO 3, whether backward gathers the weights again.
         once_per_domain: one copy of a token serves all its experts in a domain.
         imbalance: of the experts' load.
@@ -37,8 +31,6 @@ class Exchange:
     bytes_grad: int | None = None
     bytes_weight: int | None = None
     bytes_dispatch: int | None = None
-    context: Literal["ring", "gather", "all_to_all"] = "ring"
-    shard: int | None = None
     reshard: bool = True
     once_per_domain: bool = False
     imbalance: Symbol = EXPERT_IMBALANCE

@@ -16,8 +16,11 @@ from isoflop.quantity import Expr, Number, Symbol, ceil_div, minimum, number, to
 
 #: tp, cp, ep, pp: the ranks of one tensor, context, expert and pipeline group. dp: those that
 #: hold the same dense weights, dp x cp of them. expert_dp: those that hold the same experts.
-#: shard, replica: dp cut in two where weights are sharded within a part of it only (HSDP).
-Dimension: TypeAlias = Literal["tp", "cp", "dp", "ep", "pp", "expert_dp", "shard", "replica"]
+#: shard, replica: dp cut in two where weights are sharded within a part of it only (HSDP);
+#: expert_shard: the part of shard that holds the same experts.
+Dimension: TypeAlias = Literal[
+    "tp", "cp", "dp", "ep", "pp", "expert_dp", "shard", "expert_shard", "replica"
+]
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 
 
@@ -33,7 +36,7 @@ class Ways:
     shard: Expr
 
     @classmethod
-    def of(cls, layout: Layout, shard: int | None = None) -> Ways:
+    def of(cls, layout: Layout) -> Ways:
         """A layout's sizes by name, so that a search may put others in their place.
 
         >>> Ways.of(Layout(tp=8, dp=4, cp=2)).copies.digits
@@ -50,10 +53,9 @@ class Ways:
             )
         )
         within: Expr = dp * cp
-        if shard is not None:
-            within = Symbol(
-                "shard", shard, meaning="ranks that one copy of the weights is cut over"
-            )
+        if layout.shard is not None:
+            meaning = "ranks that one copy is sharded over"
+            within = Symbol("shard", layout.shard, meaning=meaning)
         return cls(tp, cp, dp, pp, ep, within)
 
     @property
@@ -76,6 +78,7 @@ class Ways:
             "pp": (self.pp, tp * copies),
             "expert_dp": (copies / self.ep, tp * self.ep),
             "shard": (self.shard, tp),
+            "expert_shard": (self.shard / self.ep, tp * self.ep),
             "replica": (copies / self.shard, tp * self.shard),
         }
 

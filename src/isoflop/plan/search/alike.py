@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from isoflop.hardware.fabric import fabric_of
+from isoflop.plan.layout import Layout
 from isoflop.plan.step.setting import Setting
 from isoflop.plan.step.sizes import SIZES, Sizes
 from isoflop.quantity import Expr
@@ -18,7 +19,15 @@ def structure(setting: Setting) -> tuple[object, ...]:
     sizes = (layout.tp, layout.pp, layout.dp, layout.cp, layout.ep, layout.virtual)
     leaves_domain = layout.n_accelerators > fabric_of(setting.cluster).domain
     above = tuple(size > 1 for size in sizes)
-    return layout.zero, layout.sequence_parallel, setting.recompute, above, leaves_domain
+    return (layout.zero, layout.sequence_parallel, setting.recompute, above, leaves_domain,
+            _sharded(layout), layout.offload, layout.cp_by)  # fmt: skip
+
+
+def _sharded(layout: Layout) -> tuple[bool, ...]:
+    """Who has someone to talk to: all that hold one weight or expert, and within a part of them."""
+    copies, ep, shard = layout.dp * layout.cp, layout.ep, layout.shard
+    everywhere = (copies > ep,)
+    return everywhere if shard is None else (*everywhere, shard > 1, shard > ep, copies > shard)
 
 
 def evaluated(

@@ -17,10 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.count.blocks import describe
+from isoflop.count.made import Made
+from isoflop.count.memory_split import CONTEXTS_BY
 from isoflop.plan.layout import Layout
 from isoflop.plan.memory.formula import Content, stages_by_content
-from isoflop.plan.memory.shard import Trained
-from isoflop.plan.search.space import Columns, Space, Variation
+from isoflop.plan.memory.shard import Trained, host_training_held, memory_training_held
+from isoflop.plan.search.space import Columns, Space, Variation, n_accelerators
 from isoflop.plan.step.seconds import step_time
 from isoflop.plan.step.setting import Setting
 from isoflop.plan.step.sizes import SIZES
@@ -75,28 +78,46 @@ def sizes(space: Space, columns: Columns) -> dict[str, Floats]:
     }
 
 
-def template(space: Space, columns: Columns, variation: Variation) -> Layout:
-    """A layout with the structure of all rows: what is above 1 in any of them is.
+def templates(space: Space, columns: Columns, variations: Sequence[Variation]) -> list[Layout]:
+    """Of each variation a layout with the structure of all rows: what is above 1 in any of them is.
 
     It leaves one domain of fast links if any row does.
     """
     domain = space.cluster.per_node or space.cluster.chip.per_node
-    used = columns["tp"] * columns["pp"] * columns["dp"] * columns["cp"]
+    used = n_accelerators(columns)
     wide = 2 * domain if used.max() > domain else 2
-    many = {"tp": 2, "ep": 2, "virtual": 2, "pp": wide, "dp": wide, "cp": wide}
-    above = {name: most if (columns[name] > 1).any() else 1 for name, most in many.items()}  # type: ignore[index]
-    together = bool(columns["sequence_parallel"][0])
-    return Layout(**above, zero=variation.zero, sequence_parallel=together)
+    many = {"tp": 2, "ep": 2, "virtual": 2, "pp": wide, "dp": 4 * wide, "cp": wide}
+    above: dict[str, Any] = {
+        name: most if (columns[name] > 1).any() else 1  # type: ignore[index]
+        for name, most in many.items()
+    }
+    together, by = bool(columns["sequence_parallel"][0]), CONTEXTS_BY[columns["cp_by"][0]]
+    shard = _shard(columns)
+    return [
+        Layout(**above, zero=v.zero, sequence_parallel=together, cp_by=by,
+               shard=shard if v.zero else None, offload=v.offload)
+        for v in variations
+    ]  # fmt: skip
+
+
+def _shard(columns: Columns) -> int | None:
+    """Some ranks, but not all, where any row shards over fewer than all."""
+    if (columns["shard"] == columns["dp"] * columns["cp"]).all():
+        return None
+    return 4 if (columns["shard"] > 1).any() else 1
 
 
 # --- seconds --------------------------------------------------------------------------------
 
 
-def seconds(space: Space, setting: Setting, columns: Columns) -> Floats:
+def seconds(
+    space: Space, setting: Setting, columns: Columns, variations: Sequence[Variation]
+) -> Floats:
     """Seconds of a step of rows that share a structure, by variation."""
+    made = Made()
     trees = [
-        step_time(replace(setting, layout=template(space, columns, v), recompute=v.recompute))
-        for v in space.variations
+        step_time(replace(setting, layout=layout, recompute=v.recompute), made=made)
+        for layout, v in zip(templates(space, columns, variations), variations, strict=True)
     ]
     run = compiled([tree.total for tree in trees], SIZES)
     named = sizes(space, columns)
@@ -114,32 +135,61 @@ class Stages(NamedTuple):
     layers: dict[int, Counter[str]]
 
 
-def bytes_needed(space: Space, job: Trained, columns: Columns) -> Floats:
-    """Bytes of the fullest stage of rows that share a structure, by variation."""
-    pairs = np.stack([columns["pp"], columns["virtual"]], axis=1)
-    shapes, shape_of = np.unique(pairs, axis=0, return_inverse=True)
+def bytes_needed(
+    space: Space, job: Trained, columns: Columns, variations: Sequence[Variation]
+) -> tuple[Floats, Floats]:
+    """Bytes of the fullest stage of rows that share a structure, by variation.
+
+    On each accelerator, and of each in its host's memory.
+    """
+    most_chunks = space.arch.n_layers + 1
+    shapes, shape_of = np.unique(
+        columns["pp"] * most_chunks + columns["virtual"], return_inverse=True
+    )
+    pairs = [divmod(int(shape), most_chunks) for shape in shapes]
+    run = _Compiled(job, templates(space, columns, variations), variations)
     named = sizes(space, columns)
-    most = np.zeros((len(shape_of), len(space.variations)))
-    for stages in _stages_unlike(space, [(int(pp), int(v)) for pp, v in shapes]):
-        rows = np.flatnonzero(np.isin(shape_of, list(stages.stage)))
-        run, over = _stage(space, job, columns, stages.content)
+    offloads = any(v.offload != "none" for v in variations)
+    most = np.zeros((len(shape_of), (1 + offloads) * len(variations)))
+    for stages in _stages_unlike(space, pairs):
+        there = np.isin(np.arange(len(shapes)), list(stages.stage))
+        rows = np.flatnonzero(there[shape_of])
+        function, over = run.stage(stages.content), stages.content.over
         looked_up = _by_shape(stages, len(shapes))
         of_layout = {name: array[rows] for name, array in named.items()}
         arrays = {**of_layout, **{n: table[shape_of[rows]] for n, table in looked_up.items()}}
-        found = in_chunks(run, [arrays[name] for name in over], len(space.variations))
+        found = in_chunks(function, [arrays[name] for name in over], most.shape[1])
         most[rows] = np.maximum(most[rows], found)
-    return most
+    held = most[:, : len(variations)]
+    return held, most[:, len(variations) :] if offloads else np.zeros_like(held)
 
 
-def _stage(
-    space: Space, job: Trained, columns: Columns, content: Content
-) -> tuple[Callable[..., Any], tuple[str, ...]]:
-    """Bytes of one kind of stage, and the names of what they depend on."""
-    trees = [
-        content.formula(replace(job, recompute=v.recompute), template(space, columns, v))
-        for v in space.variations
-    ]
-    return compiled([tree.total for tree in trees], content.over), content.over
+class _Compiled:
+    """Bytes of each kind of stage as a function of arrays, compiled once."""
+
+    def __init__(
+        self, job: Trained, layouts: Sequence[Layout], variations: Sequence[Variation]
+    ) -> None:
+        self.ways = [
+            (replace(job, recompute=v.recompute), layout)
+            for layout, v in zip(layouts, variations, strict=True)
+        ]
+        self.root = describe(job.arch, job.work)
+        self._known: dict[Content, Callable[..., Any]] = {}
+
+    def stage(self, content: Content) -> Callable[..., Any]:
+        """The function, of the sizes in `content.over`."""
+        if content not in self._known:
+            self._known[content] = compiled(list(self._formulas(content)), content.over)
+        return self._known[content]
+
+    def _formulas(self, content: Content) -> Iterator[Expr]:
+        """Bytes on an accelerator in every way, then on its host in those that offload."""
+        made = Made()
+        for held in (memory_training_held, host_training_held):
+            for job, layout in self.ways:
+                if held is memory_training_held or layout.offload != "none":
+                    yield content.formula(job, self.root, layout, held, made).total
 
 
 def _by_shape(stages: Stages, n_shapes: int) -> dict[str, Floats]:

@@ -142,16 +142,13 @@ class Sway:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What a search did with the legal layouts that it enumerated.
+    """What a search did with the legal layouts.
 
-    Of `evaluated` memory and time were both computed, and `fit` of them fit; `refused` are the
-    others, whose memory was too much in every variation. `seconds` are from the question to the
+    Of `evaluated` memory and time were both computed, and `fit` of them fit. `seconds` are from the question to the
     ranked layouts, `seconds_cpu` those of the one core that worked; `seconds_simulation` come on top.
     """
 
-    enumerated: int
     evaluated: int
-    refused: int
     fit: int
     seconds: float
     seconds_cpu: float

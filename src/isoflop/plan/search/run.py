@@ -23,7 +23,7 @@ from isoflop.plan.search.pipeline import seconds_simulated
 from isoflop.plan.search.scores import Scores
 from isoflop.plan.search.space import Space
 from isoflop.plan.search.sway import sensitivity
-from isoflop.plan.search.weigh import weigh
+from isoflop.plan.search.weigh import Room, weigh
 from isoflop.plan.step.setting import Setting
 from isoflop.plan.training.ask import UNKNOWN, TrainAsk, problems_of
 from isoflop.plan.training.plan import TrainPlan, planned
@@ -35,7 +35,7 @@ SIMULATED = 50
 def search(
     ask: TrainAsk,
     *,
-    fixed: Mapping[str, int] | None = None,
+    fixed: Mapping[str, int | str] | None = None,
     recompute_too: bool = True,
     minimize: Objective = "time",
     limits: Limits | None = None,
@@ -44,7 +44,7 @@ def search(
     """The best layout of a training run among all legal ones.
 
     `ask` says what to train on what; its `stack` names the trainer's software, its layout is
-    not read. `fixed` are sizes that the user said, by field of `Layout`. Recomputation is
+    not read. `fixed` is what the user said, by field of `Layout`. Recomputation is
     searched too unless `recompute_too` is off. The whole cluster is used, or a divisor of its
     nodes, whatever is least by `minimize`. The `n_simulated` best by formula are run event by
     event and ranked by that.
@@ -83,7 +83,7 @@ def sub_counts(cluster: Cluster) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class _Search:
     ask: TrainAsk
-    fixed: Mapping[str, int]
+    fixed: Mapping[str, int | str]
     recompute_too: bool
     minimize: Objective
     limits: Limits
@@ -96,23 +96,26 @@ class _Search:
                      self.fixed, policy, counts)  # fmt: skip
 
     @cached_property
-    def room(self) -> float:
-        return float(self.ask.cluster.chip.bytes_memory.value) * (1 - self.limits.memory_margin)
+    def room(self) -> Room:
+        chip = self.ask.cluster.chip
+        own = float(chip.bytes_memory.value) * (1 - self.limits.memory_margin)
+        if chip.host is None:
+            return Room(own)
+        return Room(own, float(chip.host.bytes_memory.value) / chip.host.chips)
 
     def found(self, n_simulated: int) -> Found:
         started, worked = perf_counter(), process_time()
         if not self.space.size:
             raise InputError("plan train", self._unmet())
         timed = weigh(self.space, self.ask.job, self.setting(0, 0), self.room)
-        scores = Scores(self.ask, self.space, timed, self.minimize, self.limits, self.room)
+        scores = Scores(self.ask, self.space, timed, self.minimize, self.limits)
         best, front = scores.best(n_simulated), scores.front()
         middle, worked = perf_counter(), process_time() - worked
         if not best.size:
             raise Infeasible(self._nothing(scores))
         ranked = self._simulated([self._choice(scores, int(i)) for i in best])
         counters = Counters(
-            timed.enumerated, timed.row.size, timed.enumerated - timed.row.size,
-            int(timed.fits.sum()), middle - started, worked, len(ranked), perf_counter() - middle,
+            timed.evaluated, int(timed.fits.sum()), middle - started, worked, len(ranked), perf_counter() - middle,
         )  # fmt: skip
         return self._told(
             ranked, tuple(self._choice(scores, int(i)) for i in front), scores, counters

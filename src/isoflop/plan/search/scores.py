@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from isoflop.plan.economics import dollars, energy_mwh, price_of
 from isoflop.plan.search.found import Limits, Objective, Refused
-from isoflop.plan.search.space import Space
+from isoflop.plan.search.space import Space, n_accelerators
 from isoflop.plan.search.weigh import Rows, Timed
 from isoflop.plan.training.ask import TrainAsk
 from isoflop.plan.training.plan import wall_over_steps
@@ -20,14 +20,13 @@ from isoflop.quantity.units import format_bytes
 
 @dataclass(frozen=True)
 class Scores:
-    """What every timed layout costs, by name, and which keep the limits; `room` is in bytes."""
+    """What every timed layout costs, by name, and which keep the limits."""
 
     ask: TrainAsk
     space: Space
     timed: Timed
     minimize: Objective
     limits: Limits
-    room: float
 
     @cached_property
     def rates(self) -> tuple[float, float]:
@@ -40,9 +39,7 @@ class Scores:
 
     @cached_property
     def n_accelerators(self) -> NDArray[np.int64]:
-        columns = self.space.columns
-        used = columns["tp"] * columns["pp"] * columns["dp"] * columns["cp"]
-        return used[self.timed.row]
+        return n_accelerators(self.space.columns)[self.timed.row]
 
     @cached_property
     def measures(self) -> dict[str, NDArray[np.float64]]:
@@ -76,7 +73,11 @@ class Scores:
     @cached_property
     def over(self) -> dict[str, NDArray[np.bool_]]:
         """Which layouts break each limit that was given, memory first."""
-        broken = {"memory": ~self.timed.fits}
+        t = self.timed
+        broken = {
+            "memory": t.bytes_held > t.room.accelerator,
+            "host memory": t.bytes_host > t.room.host,
+        }
         for name, limit in self.limits.given.items():
             broken[name] = self.measures[name] > limit
         return broken
@@ -106,10 +107,16 @@ class Scores:
     @cached_property
     def refused(self) -> tuple[Refused, ...]:
         """By memory, then by each limit that what fits does not keep, with the nearest."""
-        large, found = self.timed.too_large, []
-        if large.count:
-            found.append(Refused("memory", large.count, self.name(large.row, large.variation),
-                                 large.bytes_needed, self.room, "bytes"))  # fmt: skip
+        timed, found = self.timed, []
+        for reason, large, room in (
+            ("memory", timed.too_large, timed.room.accelerator),
+            ("host memory", timed.too_large_host, timed.room.host),
+        ):
+            if large.count:
+                nearest = self.name(large.row, large.variation)
+                found.append(
+                    Refused(reason, large.count, nearest, large.bytes_needed, room, "bytes")
+                )
         for name, limit in self.limits.given.items():
             over = np.flatnonzero(self.over[name] & self.timed.fits)
             if over.size:
@@ -132,7 +139,7 @@ class Scores:
         if reason != "memory":
             return text
         needs = format_bytes(round(float(self.timed.bytes_held[i])))
-        return f"{text}, but needs {needs} of {format_bytes(round(self.room))}"
+        return f"{text}, but needs {needs} of {format_bytes(round(self.timed.room.accelerator))}"
 
     def called(self, i: int) -> str:
         return self.name(int(self.timed.row[i]), int(self.timed.variation[i]))

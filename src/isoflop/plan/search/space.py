@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from isoflop.arch import Arch
 from isoflop.count.memory_saved import RECOMPUTES, Recompute
+from isoflop.count.memory_split import CONTEXTS_BY, OFFLOADS, Offload
 from isoflop.hardware import Cluster
 from isoflop.plan.layout import Layout, broken_rules, divisors
 
 #: Sizes of one layout, in the order of the columns.
 Name: TypeAlias = Literal[
-    "tp", "pp", "dp", "cp", "ep", "virtual", "micro_batch", "sequence_parallel"
+    "tp", "pp", "dp", "cp", "ep", "virtual", "micro_batch", "sequence_parallel", "cp_by", "shard"
 ]
 NAMES: tuple[Name, ...] = get_args(Name)
 Columns: TypeAlias = Mapping[Name, NDArray[np.int64]]
@@ -30,6 +31,16 @@ MOST_MICRO_BATCH = 16
 #: A context-parallel rank keeps at least so many tokens of a sequence: with fewer, sending
 #: keys and values takes longer than attention does (Llama 3, 2407.21783, table 4, keeps 8,192).
 LEAST_TOKENS_CONTEXT = 2048
+#: Nodes that one copy of what ZeRO splits is offered to be spread over, beside all: the fewer the
+#: faster, as long as it fits (MiCS, Zhang 2022, 2205.00119, section 3.2).
+NODES_OF_A_COPY = (1, 2, 4)
+
+#: Places in `CONTEXTS_BY` of what is offered.
+RING, ALL_TO_ALL = CONTEXTS_BY.index("ring"), CONTEXTS_BY.index("all_to_all")
+
+
+def n_accelerators(columns: Columns) -> NDArray[np.int64]:
+    return columns["tp"] * columns["pp"] * columns["dp"] * columns["cp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +49,7 @@ class Variation:
 
     zero: Literal[0, 1, 2, 3]
     recompute: Recompute
+    offload: Offload = "none"
 
 
 @dataclass(frozen=True)
@@ -45,35 +57,68 @@ class Space:
     """Everything to choose from; `fixed` holds what the user said, by field of `Layout`.
 
     tp divides a node; any pp up to the layers, dividing them or not, and any virtual; any cp
-    that leaves ranks `LEAST_TOKENS_CONTEXT` tokens; micro-batches up to `MOST_MICRO_BATCH`; as
+    that leaves ranks `LEAST_TOKENS_CONTEXT` tokens, around a ring or with heads dealt out (to
+    gather takes as many bytes as the ring, and hides none); micro-batches up to `MOST_MICRO_BATCH`; as
     many data-parallel copies as fit and divide the batch; any ep that divides copies and
-    experts; all of it within the accelerators of each of `counts`, at most an eighth idle.
+    experts; what ZeRO splits over all copies or over `NODES_OF_A_COPY`; all of it within the
+    accelerators of each of `counts`, at most an eighth idle.
     """
 
     arch: Arch
     cluster: Cluster
     seq_len: int
     global_batch: int
-    fixed: Mapping[str, int] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     recompute: Recompute | None = None
     counts: tuple[int, ...] = ()
 
     @cached_property
     def variations(self) -> tuple[Variation, ...]:
+        """Those of one offload after those of another, in one order each."""
         stages = (0, 1, 2, 3) if "zero" not in self.fixed else (self.fixed["zero"],)
         policies = RECOMPUTES if self.recompute is None else (self.recompute,)
         return tuple(
-            Variation(zero, policy)  # type: ignore[arg-type]  # a fixed zero is checked as a rule
-            for zero, policy in product(stages, policies)
+            Variation(zero, policy, offload)
+            for offload, zero, policy in product(self.offloads, stages, policies)
         )
+
+    @cached_property
+    def offloads(self) -> tuple[Offload, ...]:
+        """What may be kept on the host; the first is tried on every split of the model."""
+        if "offload" in self.fixed:
+            return (self.fixed["offload"],)
+        return ("none",) if self.cluster.chip.host is None else OFFLOADS
+
+    def offloading(self, offload: Offload) -> slice:
+        """Where the variations of one offload stand among all."""
+        each = len(self.variations) // len(self.offloads)
+        first = each * self.offloads.index(offload)
+        return slice(first, first + each)
 
     @cached_property
     def columns(self) -> Columns:
         """One row per split of the model, each legal, none twice."""
         counts = self.counts or (self.cluster.count,)
         rows = sorted({row for count in counts for row in self._rows(count)})
-        table = np.array(rows, dtype=np.int64).reshape(len(rows), len(NAMES))
+        whole = np.array(rows, dtype=np.int64).reshape(len(rows), len(NAMES) - 1)
+        table = np.concatenate([np.c_[whole[of], shard] for of, shard in self._shards(whole)])
         return {name: table[:, i] for i, name in enumerate(NAMES)}
+
+    def _shards(self, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.intp], Any]]:
+        """Rows by how many ranks a copy is spread over: all first, then what lies in few nodes."""
+        tp, _, dp, cp, ep = rows[:, :5].T
+        copies = dp * cp
+        if "shard" in self.fixed:
+            said = np.full(len(rows), self.fixed["shard"])
+            of = np.flatnonzero((copies % said == 0) & (said % ep == 0))
+            yield of, said[of]
+            return
+        yield np.arange(len(rows)), copies
+        for nodes in NODES_OF_A_COPY:
+            shard = np.maximum(1, nodes * self.cluster.size_node // tp)
+            few = (shard > 1) & (shard < copies) & (copies % shard == 0) & (shard % ep == 0)
+            of = np.flatnonzero(few)
+            yield of, shard[of]
 
     @property
     def size(self) -> int:
@@ -81,16 +126,27 @@ class Space:
         return len(self.columns["tp"])
 
     def applies(self, columns: Columns) -> NDArray[np.bool_]:
-        """Of each row, the variations that mean something: ZeRO splits over copies."""
-        copied = columns["dp"] * columns["cp"] > 1
-        plain = np.array([v.zero == 0 or "zero" in self.fixed for v in self.variations])
-        offered: NDArray[np.bool_] = copied[:, None] | plain[None, :]
+        """Of each row, the variations of any offload that mean something: ZeRO splits over copies.
+
+        What is split in fewer ways than there are copies is split by ZeRO.
+        """
+        copies = columns["dp"] * columns["cp"]
+        alike = self.variations[self.offloading(self.offloads[0])]
+        split = np.array([v.zero > 0 for v in alike])
+        plain = np.array([v.zero == 0 or "zero" in self.fixed for v in alike])
+        parted = (columns["shard"] < copies) | ("shard" in self.fixed)
+        offered: NDArray[np.bool_] = np.where(
+            parted[:, None], split[None, :], (copies > 1)[:, None] | plain[None, :]
+        )
         return offered
 
     def layout(self, row: int, variation: Variation) -> Layout:
         sizes: dict[str, Any] = {name: int(self.columns[name][row]) for name in NAMES}
         sizes["sequence_parallel"] = bool(sizes["sequence_parallel"])
-        return Layout(**sizes, zero=variation.zero)
+        sizes["cp_by"] = CONTEXTS_BY[sizes["cp_by"]]
+        if sizes["shard"] == sizes["dp"] * sizes["cp"]:
+            sizes["shard"] = None
+        return Layout(**sizes, zero=variation.zero, offload=variation.offload)
 
     # --- rows -----------------------------------------------------------------------------
 
@@ -103,9 +159,11 @@ class Space:
         """
         legal = self._legal
         for tp, cp, sp in product(self._tensor(), self._context(), self._sequence()):
-            if (sp == 0 and tp == 1 and "sequence_parallel" not in self.fixed) or not legal(
-                tp=tp, cp=cp, sequence_parallel=bool(sp)
-            ):
+            if sp == 0 and tp == 1 and "sequence_parallel" not in self.fixed:
+                continue
+            by = [by for by in self._by(cp)
+                  if legal(tp=tp, cp=cp, sequence_parallel=bool(sp), cp_by=CONTEXTS_BY[by])]  # fmt: skip
+            if not by:
                 continue
             for pp, micro_batch in product(self._pipeline(), self._micro_batches()):
                 dp = self._copies(count // (tp * cp * pp), micro_batch)
@@ -115,8 +173,8 @@ class Space:
                 chunks = [v for v in self._chunks(pp)
                           if legal(pp=pp, virtual=v, dp=dp, micro_batch=micro_batch)]  # fmt: skip
                 deals = [ep for ep in self._deals(dp * cp) if legal(dp=dp, cp=cp, ep=ep)]
-                for virtual, ep in product(chunks, deals):
-                    yield tp, pp, dp, cp, ep, virtual, micro_batch, sp
+                for virtual, ep, how in product(chunks, deals, by):
+                    yield tp, pp, dp, cp, ep, virtual, micro_batch, sp, how
 
     def _said(self, name: str, otherwise: Iterable[int]) -> Iterable[int]:
         return (self.fixed[name],) if name in self.fixed else otherwise
@@ -130,6 +188,12 @@ class Space:
     def _context(self) -> Iterable[int]:
         most = max(1, self.seq_len // LEAST_TOKENS_CONTEXT)
         return self._said("cp", (d for d in divisors(self.seq_len) if d <= most))
+
+    def _by(self, cp: int) -> Iterable[int]:
+        """Ways that context-parallel ranks meet, by their place in `CONTEXTS_BY`."""
+        if "cp_by" in self.fixed:
+            return (CONTEXTS_BY.index(self.fixed["cp_by"]),)
+        return (RING, ALL_TO_ALL) if cp > 1 else (RING,)
 
     def _pipeline(self) -> Iterable[int]:
         return self._said("pp", range(1, self.arch.n_layers + 1))

@@ -30,7 +30,7 @@ def communication(setting: Setting, exchange: Exchange = DEFAULT) -> Node:
     >>> communication(step).value == 2 * 7 * 2 * 124_439_808 // 8
     True
     """
-    around = settled(setting, fabric_of(setting.cluster), exchange)
+    around = settled(setting, fabric_of(setting.cluster))
     return _tree("bytes_sent", "bytes", setting, exchange, around, lambda m: m.bytes_sent(around))
 
 
@@ -45,7 +45,7 @@ def seconds_communication(
         InputError: a group spans domains and the chip's network is not stated.
     """
     chosen = fabric_of(setting.cluster) if fabric is None else fabric
-    around = settled(setting, chosen, exchange)
+    around = settled(setting, chosen)
     return _tree("seconds_communication", "seconds", setting, exchange, around,
                  lambda m: m.seconds(around, chosen))  # fmt: skip
 

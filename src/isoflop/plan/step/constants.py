@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import resources
 from typing import Any
 
+from isoflop.hardware.fabric import Fabric
 from isoflop.hardware.fitted import Beliefs, shipped
 from isoflop.quantity import Basis, Symbol
 
@@ -28,8 +29,20 @@ class Constants:
     share_shown_tensor: Symbol
     share_shown_data: Symbol
     share_shown_experts: Symbol
+    share_host_link: Symbol
+    share_host_memory: Symbol
+    share_shown_offload: Symbol
     error_of_model: Symbol
     error_of_experts: Symbol
+
+    def beside_kernels(self, alone: Fabric) -> Fabric:
+        """A fabric at the rates that collectives reach beside other kernels."""
+        return replace(
+            alone,
+            efficiency_link=alone.efficiency_link * self.share_link,
+            efficiency_in_switch=alone.efficiency_in_switch * self.share_link,
+            efficiency_network=alone.efficiency_network * self.share_network,
+        )
 
 
 def constants(beliefs: Beliefs | None = None) -> Constants:

@@ -14,9 +14,9 @@ from typing import TypeAlias
 
 from isoflop.arch import Attention, Experts, Layer, Wiring
 from isoflop.count.blocks import Part, describe
+from isoflop.count.memory_rank import cores_of
 from isoflop.count.memory_saved import stream_of
 from isoflop.count.memory_split import SPLIT
-from isoflop.count.operators import Core
 from isoflop.count.workload import Workload
 from isoflop.hardware.fabric import Fabric, fabric_of
 from isoflop.plan.layout import Layout
@@ -66,10 +66,10 @@ class Message:
         return called(group, fabric, relayed(group, fabric, self.size, self.crossing))
 
 
-def settled(setting: Setting, fabric: Fabric, exchange: Exchange = DEFAULT) -> Groups:
+def settled(setting: Setting, fabric: Fabric) -> Groups:
     """The groups of a setting, in numbers under names."""
     layout = setting.layout
-    found = groups(Ways.of(layout, exchange.shard), fabric, layout.n_accelerators)
+    found = groups(Ways.of(layout), fabric, layout.n_accelerators)
     return {name: group.named(name) for name, group in found.items()}
 
 
@@ -114,16 +114,14 @@ class _Job:
             setting,
             exchange,
             describe(setting.arch, Workload.train(layout.micro_batch, setting.seq_len)),
-            Ways.of(layout, exchange.shard),
+            Ways.of(layout),
             Symbol("n_micro_batches", setting.n_micro_batches, meaning="micro-batches per step"),
             Symbol("virtual_pp", layout.virtual, meaning="chunks of layers per stage"),
             width("activation", None),
             width("grad", exchange.bytes_grad),
             width("weight", exchange.bytes_weight),
             width("dispatch", exchange.bytes_dispatch),
-            groups(
-                Ways.of(layout, exchange.shard), fabric_of(setting.cluster), layout.n_accelerators
-            ),
+            groups(Ways.of(layout), fabric_of(setting.cluster), layout.n_accelerators),
         )
 
     @property
@@ -243,19 +241,26 @@ def _tensor_ends(job: _Job) -> Iterator[Message]:
 
 
 def _context(job: _Job, part: Part) -> Iterator[Message]:
-    """Self-attention's keys and values, as it multiplies them: latent ones rebuilt."""
-    attention = next(p for p in part.parts if p.name == "attention")
-    core = next(p.operator for p in attention.parts if isinstance(p.operator, Core))
+    """Self-attention's keys and values, as it multiplies them: latent ones rebuilt.
+
+    Where heads are dealt out, queries, keys and values are handed to those that have their heads,
+    and the outputs back (Jacobs 2023, 2309.14509, section 3.1); a key-value head goes to each of
+    several ranks that share it.
+    """
+    core = cores_of(part)[0]
     forwards, backwards = job.forwards * job.passes(part), job.passes(part)
-    each, tp, cp = job.bytes_activation, job.ways.tp, job.ways.cp
-    width = core.d_key + core.d_value
-    values = core.batch * core.keys * core.kv_heads * width / _kv_ways(job, part) * each
+    tokens = core.batch * core.keys * job.bytes_activation
+    heads, kv = core.heads / job.ways.tp, core.kv_heads / _kv_ways(job, part)
     path = f"cp/{part.name}"
-    if job.exchange.context == "all_to_all":
-        size = (core.batch * core.queries * core.heads * width / tp * each + values) / cp
-        yield Message(f"{path}/forward", "all_to_all", "cp", size, forwards)
-        yield Message(f"{path}/backward", "all_to_all", "cp", size, backwards)
+    if job.layout.cp_by == "all_to_all":
+        kv = maximum(kv, job.ways.cp)
+        taken = tokens * (heads * core.d_key + kv * (core.d_key + core.d_value)) / job.ways.cp
+        given = tokens * heads * core.d_value / job.ways.cp
+        for name, times in (("forward", forwards), ("backward", backwards)):
+            yield Message(f"{path}/{name}_heads", "all_to_all", "cp", taken, times)
+            yield Message(f"{path}/{name}_outputs", "all_to_all", "cp", given, times)
         return
+    values = tokens * kv * (core.d_key + core.d_value)
     yield Message(f"{path}/forward", "all_gather", "cp", values, forwards)
     yield Message(f"{path}/backward", "all_gather", "cp", values, backwards)
     yield Message(f"{path}/backward_sum", "reduce_scatter", "cp", values, backwards)
@@ -314,7 +319,11 @@ def _crossing(job: _Job, experts: Experts) -> Expr:
 
 
 def _data(job: _Job, path: str, dimension: Dimension, held: Expr, times: Expr) -> Iterator[Message]:
-    """Gradients summed, weights gathered, for `held` weights of a rank's model."""
+    """Gradients summed, weights gathered, for `held` weights of a rank's model.
+
+    Replicas of shards are summed once a step, whatever is reduced inside for each micro-batch
+    (MiCS, Zhang 2022, 2205.00119, section 3.4; FSDP2's `set_requires_all_reduce`).
+    """
     grads, weights = held * job.bytes_grad, held * job.bytes_weight
     zero, path = job.layout.zero, f"dp/{path}"
     if zero == 0:
@@ -322,10 +331,11 @@ def _data(job: _Job, path: str, dimension: Dimension, held: Expr, times: Expr) -
         return
     each = times * job.n_micro
     gathers = {1: times, 2: times, 3: (2 if job.exchange.reshard else 1) * each}[zero]
-    part: Dimension = dimension
-    if dimension == "dp" and job.exchange.shard is not None:
-        part, shared = "shard", grads / job.ways.shard
-        yield Message(f"{path}/replicas", "all_reduce", "replica", shared, times)
+    part = dimension
+    if job.layout.shard is not None:
+        part = "shard" if dimension == "dp" else "expert_shard"
+        own = grads / job.ways.sizes()[part][0]
+        yield Message(f"{path}/replicas", "all_reduce", "replica", own, times)
     yield Message(f"{path}/grads", "reduce_scatter", part, grads, times if zero == 1 else each)
     yield Message(f"{path}/weights", "all_gather", part, weights, gathers)
 
@@ -348,12 +358,10 @@ def _weights_of(job: _Job, part: Part) -> Iterator[tuple[str, Dimension, Expr]]:
     """A layer's weights on one rank: those that all copies have, and its experts' own."""
     kv = _kv_ways(job, part)
     yield "", "dp", _held(part, job.ways.tp, kv)
-    sharded = job.exchange.shard is not None and job.layout.ep == 1
     for block in part.parts:
         for experts in (p for p in block.parts if p.name == "experts"):
             own = total(_held(p, job.ways.tp, kv) for p in experts.parts)
-            dimension: Dimension = "dp" if sharded else "expert_dp"
-            yield "/experts", dimension, ceil_div(experts.times, job.ways.ep) * own
+            yield "/experts", "expert_dp", ceil_div(experts.times, job.ways.ep) * own
 
 
 def _held(part: Part, tp: Expr, kv: Expr) -> Expr:

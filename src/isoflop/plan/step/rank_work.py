@@ -13,7 +13,7 @@ from isoflop.hardware.stack import Stack
 from isoflop.plan.step.rates import ALIGNED, FLASH_BACKWARD, HEAD_RAMP, KEYS_RAMP, Rates
 from isoflop.plan.step.setting import Setting
 from isoflop.plan.step.sizes import Sizes
-from isoflop.quantity import Basis, Expr, Node, branch, leaf, minimum, number
+from isoflop.quantity import Basis, Expr, Node, branch, leaf, maximum, minimum, number, where
 from isoflop.quantity.expr import product, total
 
 #: Bytes moved backward over those forward, by kind of kernel: a norm reads its input again
@@ -197,6 +197,19 @@ class RankWork:
             self._copies(p) * self.weights(p, experts=experts, dealt=dealt) for p in part.parts
         ]
         return total([own, *below])
+
+    def weights_of_stage(
+        self, layers: Iterable[tuple[Expr, Part]], ends: Iterable[Part], *, experts: bool
+    ) -> Expr:
+        """Of so many layers of each kind, and of the larger end where a pipeline parts them."""
+        kinds = [copies * self.weights(part, experts=experts) for copies, part in layers]
+        if experts:
+            return total(kinds)
+        beside = [self.weights(part, experts=False) for part in ends]
+        held = total(beside)
+        if "pp" in self.sizes:
+            held = where(self.sizes.pp - 1, maximum(*beside), held)
+        return total([*kinds, held])
 
     def _pieces(self, weight: Weight) -> Expr:
         cut = next((name for name, _ in weight.axes if name in SPLIT), None)

@@ -7,11 +7,12 @@ evaluated here and compiled to arrays by a search.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from isoflop.count.blocks import Part, describe
+from isoflop.count.made import Made, T
 from isoflop.count.workload import Workload
 from isoflop.hardware.fabric import Fabric, fabric_of
 from isoflop.hardware.fitted import Beliefs
@@ -20,6 +21,7 @@ from isoflop.plan.network.exchange import Exchange
 from isoflop.plan.network.group import Dimension, Group, Ways, groups
 from isoflop.plan.step.constants import Constants, constants
 from isoflop.plan.step.message import Message, messages
+from isoflop.plan.step.offload import BYTES_ADAM, HostRates, bytes_kept, shown
 from isoflop.plan.step.rank_work import Passes, RankWork, works
 from isoflop.plan.step.rates import Rates
 from isoflop.plan.step.setting import Setting
@@ -38,19 +40,17 @@ from isoflop.quantity import (
     where,
 )
 
-#: Bytes per weight that Adam reads and writes: master weight, two moments and gradient in
-#: fp32 read, the first three written, and the 16-bit weight.
-BYTES_ADAM = 4 * 4 + 3 * 4 + 2
 #: What the two ends of a model run beside its layers.
 FIRST, LAST = ("embedding",), ("final_norm", "head", "loss")
 #: What a message's path begins with, and what the tree calls it.
 TRAFFIC = {"tp": "tensor", "cp": "context", "ep": "experts"}
 
 
-def step_time(setting: Setting, beliefs: Beliefs | None = None) -> Node:
+def step_time(setting: Setting, beliefs: Beliefs | None = None, made: Made | None = None) -> Node:
     """Seconds of one step, as a tree, with its 90 % range.
 
-    `beliefs` brings other uncertain numbers than those of the setting.
+    `beliefs` brings other uncertain numbers than those of the setting. `made` keeps pieces for
+    settings that differ in ZeRO, recomputation and offloading alone.
 
     Raises:
         InputError: the chip does not compute in the setting's precision, or a group spans
@@ -65,7 +65,7 @@ def step_time(setting: Setting, beliefs: Beliefs | None = None) -> Node:
     >>> [child.name for child in step_time(step).children]
     ['layers', 'ends', 'data', 'optimizer']
     """
-    return _Step(setting, setting.beliefs if beliefs is None else beliefs).tree()
+    return _Step(setting, beliefs or setting.beliefs, made or Made()).tree()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +89,18 @@ class Pieces:
 
 def step_pieces(setting: Setting, beliefs: Beliefs | None = None) -> Pieces:
     """The pieces of `step_time`'s tree."""
-    return _Step(setting, setting.beliefs if beliefs is None else beliefs).pieces()
-
-
-def shown(work: Expr, beside: Expr, share: Expr) -> Expr:
-    """What `beside` adds to `work` where all but `share` of the shorter of the two is hidden."""
-    return beside - (1 - share) * minimum(work, beside)
+    return _Step(setting, beliefs or setting.beliefs, Made()).pieces()
 
 
 @dataclass(frozen=True)
 class _Step:
     setting: Setting
     beliefs: Beliefs
+    made: Made
+
+    def _once(self, name: str, make: Callable[[], T]) -> T:
+        """A piece that neither ZeRO nor offloading changes, made once for each recomputation."""
+        return self.made.once((name, self.setting.recompute), make)
 
     # --- what it stands on ------------------------------------------------------------
 
@@ -125,13 +125,7 @@ class _Step:
     @cached_property
     def fabric(self) -> Fabric:
         """The cluster's, at the rates that collectives reach beside other kernels."""
-        alone = fabric_of(self.setting.cluster)
-        return replace(
-            alone,
-            efficiency_link=alone.efficiency_link * self.use.share_link,
-            efficiency_in_switch=alone.efficiency_in_switch * self.use.share_link,
-            efficiency_network=alone.efficiency_network * self.use.share_network,
-        )
+        return self.use.beside_kernels(fabric_of(self.setting.cluster))
 
     @cached_property
     def around(self) -> dict[Dimension, Group]:
@@ -201,7 +195,8 @@ class _Step:
     @cached_property
     def layers(self) -> dict[str, Node]:
         """The work of one layer of each kind on one micro-batch."""
-        return {name: self._layer(part) for name, part in self.kinds.items()}
+        of = self.kinds.items()
+        return self._once("layers", lambda: {name: self._layer(part) for name, part in of})
 
     def _layer(self, part: Part) -> Node:
         forward = self.work.forward(part, "forward")
@@ -268,8 +263,8 @@ class _Step:
     def _one_layer(self) -> Expr:
         """Seconds of a layer's work, on average over kinds."""
         arch = self.setting.arch
-        all_kinds = total(node.total * arch.times(name) for name, node in self.layers.items())
-        return all_kinds / arch.n_layers
+        times = (node.total * arch.times(name) for name, node in self.layers.items())
+        return self._once("one layer", lambda: total(times) / arch.n_layers)
 
     def _passes(self, *names: str) -> Passes:
         parts = [self.parts[name] for name in names if name in self.parts]
@@ -280,11 +275,11 @@ class _Step:
 
     @cached_property
     def _first(self) -> Expr:
-        return self._passes(*FIRST).both
+        return self._once("first", lambda: self._passes(*FIRST).both)
 
     @cached_property
     def _last(self) -> Expr:
-        return self._passes(*LAST).both
+        return self._once("last", lambda: self._passes(*LAST).both)
 
     def _ends(self) -> Node:
         """What the embedding or the head adds to the fullest stage, one micro-batch."""
@@ -312,12 +307,24 @@ class _Step:
 
     def _within(self) -> list[Node]:
         """Traffic of each micro-batch that its work does not hide."""
+        return [*self._once("traffic", self._among_ranks), *self._offloaded()]
+
+    def _among_ranks(self) -> list[Node]:
         found = []
         for prefix, name in TRAFFIC.items():
             chosen = [m for m in self.messages if m.path.startswith(f"{prefix}/")]
             if chosen:
                 found.append(self._leaf(name, self._shown(prefix, chosen)))
         return found
+
+    def _offloaded(self) -> list[Node]:
+        """Copies of the layers' activations to the host and back that their work does not hide."""
+        if "activations" not in self.setting.layout.offload:
+            return []
+        host = HostRates.of(self.setting, self.use)
+        kept = {n: bytes_kept(self.setting, self.stack, part) for n, part in self.kinds.items()}
+        each = (self._share(n) * host.copies(kept[n], self.layers[n]) for n in kept)
+        return [self._leaf("offload", total(each), self.sizes.n_micro_batches)]
 
     def _shown(self, prefix: str, chosen: list[Message]) -> Expr:
         match prefix:
@@ -328,6 +335,8 @@ class _Step:
                 if self.stack.overlaps_tensor:
                     return left * self._seconds(chosen)
                 return self._seconds(rest) + left * self._seconds(again)
+            case "cp" if self.setting.layout.cp_by != "ring":
+                return self._seconds(chosen)  # attention waits for them
             case "cp":
                 core = total(
                     self._share(name) * self.work.forward(part, name).find("attention/core").total
@@ -375,20 +384,16 @@ class _Step:
         """Adam over the weights of the fullest stage."""
         shared, dealt = self._held(experts=False), self._held(experts=True)
         if self.setting.layout.zero:
-            copies = self.sizes.ways("dp", "cp")
-            shared, dealt = shared / copies, dealt * self.sizes.ways("ep") / copies
+            everywhere = self.setting.layout.shard is None
+            among = self.sizes.ways(*(("dp", "cp") if everywhere else ("shard",)))
+            shared, dealt = shared / among, dealt * self.sizes.ways("ep") / among
+        if "optimizer" in self.setting.layout.offload:
+            host = HostRates.of(self.setting, self.use)
+            return self._leaf("optimizer", host.update(shared + dealt, self.stack.bytes_grad))
         return self._leaf("optimizer", self.work.rates.move(BYTES_ADAM * (shared + dealt)))
 
     def _held(self, *, experts: bool) -> Expr:
         """Weights of the fullest stage on one rank."""
-        kinds = [
-            self._share(name) * self.work.weights(part, experts=experts)
-            for name, part in self.kinds.items()
-        ]
-        if experts:
-            return total(kinds)
-        ends = [self.work.weights(self.parts[n], experts=False) for n in ("embedding", "head")]
-        held = total(ends)
-        if "pp" in self.sizes:
-            held = where(self.sizes.pp - 1, maximum(*ends), held)
-        return total([*kinds, held])
+        layers = [(self._share(name), part) for name, part in self.kinds.items()]
+        ends = [self.parts[name] for name in ("embedding", "head")]
+        return self.work.weights_of_stage(layers, ends, experts=experts)

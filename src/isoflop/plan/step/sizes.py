@@ -20,6 +20,7 @@ _MEANING = {
     "virtual_pp": "chunks of layers on each stage",
     "batch": "sequences in a micro-batch",
     "n_micro_batches": "micro-batches per pipeline and step",
+    "shard": "ranks that one copy is sharded over",
 }
 SIZES = tuple(_MEANING)
 
@@ -35,6 +36,7 @@ def sizes_of(layout: Layout, global_batch: int) -> dict[str, int]:
         "virtual_pp": layout.virtual,
         "batch": layout.micro_batch,
         "n_micro_batches": layout.n_micro_batches(global_batch),
+        "shard": layout.dp * layout.cp if layout.shard is None else layout.shard,
     }
 
 
@@ -50,6 +52,7 @@ class Sizes:
     virtual_pp: Symbol
     batch: Symbol
     n_micro_batches: Symbol
+    shard: Symbol
     above_one: frozenset[str]
 
     @classmethod

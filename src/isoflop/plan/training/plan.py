@@ -15,7 +15,7 @@ from isoflop.plan.assumed import assumption_json
 from isoflop.plan.economics import dollars, energy_mwh, price_of, tonnes_co2e
 from isoflop.plan.goodput import NeverEnds, Rhythm, Trouble
 from isoflop.plan.layout import Layout, Refusal
-from isoflop.plan.memory.place import barely
+from isoflop.plan.memory.place import barely, bytes_per_host
 from isoflop.plan.training.ask import UNKNOWN, TrainAsk, problems_of
 from isoflop.plan.training.put import Put, put
 from isoflop.plan.training.quickest import Ranking
@@ -51,6 +51,7 @@ class TrainPlan:
     binding: str
     quoted: tuple[Quoted, ...]
     seconds_step: Node | None = None
+    bytes_per_host: Node | None = None
     rhythm: Rhythm | None = None
     ranking: Ranking | None = None
     untimed: str = ""
@@ -85,8 +86,8 @@ class TrainPlan:
         names = ("flops", "flops_hardware", "flops_6nd", "accelerator_hours", "days",
                  "energy_mwh", "tonnes_co2e", "dollars", "bytes_per_accelerator")  # fmt: skip
         known = {name: getattr(self, name) for name in names}
-        if self.seconds_step is not None:
-            known["seconds_step"] = self.seconds_step
+        some = ("bytes_per_host", "seconds_step")
+        known |= {name: node for name in some if (node := getattr(self, name)) is not None}
         return known if self.rhythm is None else {**known, **self.rhythm.nodes(self.days)}
 
     @property
@@ -255,6 +256,7 @@ def planned(ask: TrainAsk) -> TrainPlan:
         binding=found.binding,
         quoted=quoted_for(work.arch),
         seconds_step=found.step,
+        bytes_per_host=bytes_per_host(ask.job, found.layout, ask.cluster, ask.global_batch),
         rhythm=beat,
         ranking=found.ranking,
         untimed=found.untimed,

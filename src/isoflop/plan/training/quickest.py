@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
+from isoflop.count.blocks import Part, describe
 from isoflop.count.memory_saved import RECOMPUTES, Recompute
 from isoflop.plan.layout import Layout, Refusal, broken_rules, legal_layouts
 from isoflop.plan.memory.formula import Content, stages_by_content
@@ -234,6 +235,10 @@ class _Scale(_Formulas):
         default_factory=dict
     )
 
+    @cached_property
+    def root(self) -> Part:
+        return describe(self.ask.work.arch, self.ask.job.work)
+
     def bytes_held(self, layout: Layout, policy: Recompute) -> float:
         """Of the fullest stage."""
         sizes, stages = self.sizes(layout), self.stages(layout.pp, layout.virtual)
@@ -251,6 +256,6 @@ class _Scale(_Formulas):
     def _run(self, content: Content, zero: Literal[0, 1, 2, 3], policy: Recompute) -> Compiled:
         def formula() -> Expr:
             job = replace(self.ask.job, recompute=policy)
-            return content.formula(job, self.template(zero)).total
+            return content.formula(job, self.root, self.template(zero)).total
 
         return self.run((content, zero, policy), formula, content.over)
