@@ -14,6 +14,7 @@ from isoflop.report.text import table
 
 if TYPE_CHECKING:
     from isoflop.check.published.judge import Report
+    from isoflop.check.published.missing import Miss
     from isoflop.check.published.score import Judged, Score
 
 #: Rows named in the text as the worst.
@@ -57,6 +58,7 @@ def render(report: Report) -> str:
         scores_table("source", [*report.families, replace(report.overall, name="all")]),
         scores_table("memory of" if report.form == "memory" else "chip", report.chips),
     ]
+    blocks += _lacking(report)
     if len(report.methods) > 1:
         blocks.append(scores_table("by other ways", [*report.methods.values(), *report.baselines]))
     blocks += [*_noise(report), *_worst(report.rows), *_footer(report)]
@@ -80,6 +82,25 @@ def percent(value: float | None, sign: str = "") -> str:
     ('12.3 %', '-5.0 %', '-')
     """
     return "-" if value is None else f"{100 * value:{sign}.1f} %"
+
+
+def _lacking(report: Report) -> Iterator[str]:
+    """What is missing where a source's mean error is above its aim, or its errors have a bias."""
+    lines = []
+    for name, found in report.lacking.items():
+        if found.misses:
+            lines.append(f"  {name}: {'; '.join(map(_miss, found.misses))}")
+        for reason in found.missing:
+            lines.append(f"    {percent(reason.bias, '+')} on {counted(reason.rows, 'row')}: {reason.what}")  # fmt: skip
+            lines += [f"      source: {reason.source}"] if reason.source else []
+    if lines:
+        yield "\n".join(["missing physics, where errors show it:", *lines])
+
+
+def _miss(miss: Miss) -> str:
+    if miss.what == "mean":
+        return f"mean {percent(miss.value)} of {miss.of}, aim {percent(miss.beyond)}"
+    return f"bias {percent(miss.value, '+')}, beyond {percent(miss.beyond)}"
 
 
 def _noise(report: Report) -> Iterator[str]:

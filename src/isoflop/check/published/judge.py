@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 from isoflop.arch import Experts
 from isoflop.check.published.memory import judge_memory
+from isoflop.check.published.missing import Lacking, lacking
 from isoflop.check.published.predict import (
     PREDICT,
     REFIT,
@@ -32,6 +33,7 @@ from isoflop.check.published.score import Judged, Score, score, scores
 from isoflop.check.published.step import Measured, measured_rows
 from isoflop.check.published.table import Form, Table, read_table
 from isoflop.errors import InputError
+from isoflop.plan.step.setting import Setting
 
 #: How rows were predicted. as shipped: by the predictor as it is. in-sample: its constants
 #: refitted to the very rows. source or chip left out: refitted to the other sources or chips.
@@ -71,6 +73,12 @@ class Report:
         return scores(self.rows, lambda r: r.family)
 
     @property
+    def lacking(self) -> dict[str, Lacking]:
+        """What is missing, by family."""
+        names = dict.fromkeys(r.family for r in self.rows)
+        return {name: lacking([r for r in self.rows if r.family == name]) for name in names}
+
+    @property
     def chips(self) -> tuple[Score, ...]:
         return scores([r for r in self.rows if r.error is not None], lambda r: r.group)
 
@@ -84,7 +92,7 @@ class Report:
             "kind": self.form,
             "headline": self.headline,
             "rows": [r.to_json() for r in self.rows],
-            "families": [s.to_json() for s in self.families],
+            "families": [{**s.to_json(), **self.lacking[s.name].to_json()} for s in self.families],
             "chips": [s.to_json() for s in self.chips],
             "overall": self.overall.to_json(),
             "methods": [s.to_json() for s in self.methods.values()],
@@ -162,8 +170,9 @@ def judge(row: Measured, predictor: Predictor | None) -> Judged:
     """One row; a reason in place of a prediction where there can be none."""
     setting = row.setting
     group = row.chip if setting is None else f"{row.chip} {setting.compute}"
+    sort = "" if setting is None else _sort(setting)
     found = Judged(row.row_id, row.family, group, row.model, "seconds", row.measured_seconds,
-                   skipped=row.skipped)  # fmt: skip
+                   skipped=row.skipped, sort=sort)  # fmt: skip
     if setting is None or row.measured_seconds is None:
         return found
     if predictor is None:
@@ -207,9 +216,9 @@ def noise_floor(rows: Sequence[Measured]) -> Iterator[Noise]:
         assert row.setting is not None
         groups[row.model, row.kind, replace(row.setting, stack="")].append(row)
     found: dict[str, list[list[float]]] = defaultdict(list)
-    for group in groups.values():
+    for (_, _, setting), group in groups.items():
         if len(group) > 1:
-            found[_sort(group[0])].append(list(_differences(group)))
+            found[_sort(setting)].append(list(_differences(group)))
     for name, each in sorted(found.items()):
         pairs = [d for differences in each for d in differences]
         yield Noise(name, len(each), len(pairs), statistics.median(pairs), statistics.fmean(pairs))
@@ -223,11 +232,6 @@ def _differences(group: Sequence[Measured]) -> Iterator[float]:
         yield abs(a / b - 1)
 
 
-def _sort(row: Measured) -> str:
-    assert row.setting is not None
-    layers = row.setting.arch.kinds.values()
-    return (
-        "mixture of experts"
-        if any(isinstance(x.feed_forward, Experts) for x in layers)
-        else "dense"
-    )
+def _sort(setting: Setting) -> str:
+    layers = setting.arch.kinds.values()
+    return "experts" if any(isinstance(x.feed_forward, Experts) for x in layers) else "dense"

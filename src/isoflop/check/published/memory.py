@@ -129,8 +129,7 @@ def _judged(row: Row, item: Result | tuple[Row, str]) -> Judged:
         return Judged(row["row_id"], item.family, item.group, row["model"], "bytes", None,
                       skipped=f"a bound is stated, {item.stated}")  # fmt: skip
     what = "percent" if row["unit"].startswith("percent") else "bytes"
-    judged = Judged(
-        row["row_id"], item.family, item.group, row["model"], what, item.published, item.predicted
-    )
+    judged = Judged(row["row_id"], item.family, item.group, row["model"], what, item.published,
+                    item.predicted, sort="memory")  # fmt: skip
     spread = item.spread
     return judged if spread is None else replace(judged, low=spread.low, high=spread.high)

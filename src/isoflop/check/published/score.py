@@ -20,7 +20,7 @@ class Judged:
     """One measurement beside its prediction; the numbers are None where `skipped` says why.
 
     `unit` is that of measured, predicted, low and high. `group` is what it was measured on and
-    in: a chip and a number format, or a kind of memory.
+    in: a chip and a number format, or a kind of memory; `sort` of what: dense, experts, memory.
     """
 
     row_id: str
@@ -33,6 +33,7 @@ class Judged:
     low: float | None = None
     high: float | None = None
     skipped: str = ""
+    sort: str = ""
 
     @property
     def error(self) -> float | None:
@@ -66,6 +67,7 @@ class Score:
     Attributes:
         mape, median, p90, max: of the sizes of the errors.
         bias: the mean of the signed errors; below zero the predictions are too small.
+        bias_error: its standard error; None of a single row.
         coverage: share of the rows with a range whose range holds the measurement.
         coverage_p: probability of a coverage as far from 0.9 or farther, were 0.9 true.
         width: median half-width of the ranges, relative to the predictions.
@@ -78,6 +80,7 @@ class Score:
     p90: float | None = None
     max: float | None = None
     bias: float | None = None
+    bias_error: float | None = None
     coverage: float | None = None
     coverage_p: float | None = None
     width: float | None = None
@@ -109,6 +112,7 @@ def score(name: str, rows: Sequence[Judged]) -> Score:
         p90=quantile(sizes, 0.9),
         max=sizes[-1],
         bias=statistics.fmean(errors),
+        bias_error=statistics.stdev(errors) / len(errors) ** 0.5 if len(errors) > 1 else None,
         coverage=sum(inside) / len(inside) if inside else None,
         coverage_p=binomial_p(sum(inside), len(inside), LEVEL) if inside else None,
         width=statistics.median(widths) if widths else None,
