@@ -21,6 +21,8 @@ class Judged:
 
     `unit` is that of measured, predicted, low and high. `group` is what it was measured on and
     in: a chip and a number format, or a kind of memory; `sort` of what: dense, experts, memory.
+    `widths` and `known` are a `Predicted`'s: where the range comes from, whether others' steps of
+    the same software were read.
     """
 
     row_id: str
@@ -34,6 +36,8 @@ class Judged:
     high: float | None = None
     skipped: str = ""
     sort: str = ""
+    widths: tuple[tuple[str, float], ...] = ()
+    known: bool | None = None
 
     @property
     def error(self) -> float | None:
@@ -56,8 +60,9 @@ class Judged:
         return (self.high - self.low) / 2 / self.predicted
 
     def to_json(self) -> dict[str, Any]:
-        data = {**asdict(self), "error": self.error}
-        return data | {"skipped": self.skipped or None}
+        data = {**asdict(self), "error": self.error, "skipped": self.skipped or None}
+        del data["widths"]  # summed up by family
+        return data
 
 
 @dataclass(frozen=True, slots=True)

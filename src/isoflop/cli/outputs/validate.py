@@ -22,6 +22,7 @@ class Row(Out):
     error: float | None
     skipped: str | None
     sort: str
+    known: bool | None
 
 
 class Score(Out):
@@ -59,11 +60,20 @@ class Missing(Out):
     bias: float
 
 
+class WidthPart(Out):
+    """An uncertain number's share of the squared width of ranges, and what would pin it."""
+
+    name: str
+    share: float
+    pinned_by: str
+
+
 class Family(Score):
     """`misses` and `missing` are empty where the family meets its aim without a bias."""
 
     misses: list[Miss]
     missing: list[Missing]
+    width_from: list[WidthPart]
 
 
 class Noise(Out):
@@ -84,11 +94,14 @@ class Validate(Command):
 
     source: str
     kind: Literal["step", "memory", "run"]
-    headline: Literal["as shipped", "in-sample", "source left out", "chip left out"]
+    headline: Literal[
+        "as shipped", "in-sample", "source left out", "chip left out", "model left out"
+    ]
     rows: list[Row]
     families: list[Family]
     chips: list[Score]
     overall: Score
+    stacks: list[Score]
     methods: list[Score]
     baselines: list[Score]
     noise_floor: list[Noise]
