@@ -100,13 +100,17 @@ class Report:
     def overall(self) -> Score:
         return self.methods[self.headline]
 
+    def _family(self, found: Score) -> dict[str, Any]:
+        width = [part.to_json() for part in self.width_from[found.name]]
+        return {**found.to_json(), **self.lacking[found.name].to_json(), "width_from": width}
+
     def to_json(self) -> dict[str, Any]:
         return {
             "source": self.source,
             "kind": self.form,
             "headline": self.headline,
             "rows": [r.to_json() for r in self.rows],
-            "families": [{**s.to_json(), **self.lacking[s.name].to_json()} for s in self.families],
+            "families": [self._family(s) for s in self.families],
             "chips": [s.to_json() for s in self.chips],
             "overall": self.overall.to_json(),
             "stacks": [s.to_json() for s in self.stacks],
