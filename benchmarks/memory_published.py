@@ -13,11 +13,14 @@ import argparse
 import csv
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import exp, log
 from pathlib import Path
 
 from isoflop.check.published.memory import GB, GIB, Result, results
 from isoflop.check.published.trainers import Row
+from isoflop.count.memory_stack import ERROR_OF_MEMORY
+from isoflop.quantity import Interval
 
 
 def line(name: str, group: str, found: list[Result]) -> str:
@@ -94,6 +97,42 @@ def left_out(found: list[Result]) -> str:
     return "\n".join([*lines, f"| none | {whole:.2f} | {error:.1%} of all | |"])
 
 
+#: Share of the peaks that lie as near to their predictions as the spread says, without what the
+#: ranges of the software's constants add: as of seconds (check/step_fit.py).
+COVERED = 0.85
+
+
+def spread(families: list[list[Result]]) -> float:
+    """How far peaks lie from their predictions, in logarithms, every source weighing the same."""
+    away = sorted((abs(log(1 + r.error)), 1 / len(rows)) for rows in families for r in rows)
+    weight = 0.0
+    for distance, one in away:
+        weight += one
+        if weight >= COVERED * len(families):
+            return distance
+    raise ValueError("no rows")
+
+
+def held_left_out(found: list[Result]) -> str:
+    """How many of a source's peaks the ranges hold with the spread set on the others alone."""
+    families: dict[str, list[Result]] = defaultdict(list)
+    for r in found:
+        if r.in_range is not None:
+            families[r.family].append(r)
+    lines = ["| source left out | spread of the others | held | half-width |", "|---|--:|--:|--:|"]
+    total = 0
+    for name, rows in families.items():
+        wide = spread([v for n, v in families.items() if n != name])
+        error = replace(ERROR_OF_MEMORY, spread=Interval(exp(-wide), exp(wide)))
+        ranges = [(r, r.spread_by(error)) for r in rows]
+        held = sum(r.published in range_ for r, range_ in ranges if range_ and r.published)
+        half = statistics.median((i.high - i.low) / 2 / r.predicted for r, i in ranges if i)
+        lines.append(f"| {name} | {wide:.3f} | {held} of {len(rows)} | {half:.1%} |")
+        total += held
+    wide, n = spread(list(families.values())), sum(map(len, families.values()))
+    return "\n".join([*lines, f"| **all** | {wide:.3f} | {total} of {n}, {total / n:.0%} | |"])
+
+
 def unseen() -> tuple[str, str]:
     """Rows that nothing was set on: their errors, and those that ran out of memory."""
     with Path(__file__).with_name("memory_unseen.csv").open(encoding="utf-8") as file:
@@ -146,7 +185,7 @@ def page(rows: list[Row]) -> str:
     new, ran_out = unseen()
     return text.format(n_rows=len(rows), n_predicted=len(found), formula=table(found, "formula"),
                        allocator=table(found, "allocator"), bounds=bounds(found), skipped=skipped,
-                       left_out=left_out(found), unseen=new, ran_out=ran_out)  # fmt: skip
+                       left_out=left_out(found), held=held_left_out(found), unseen=new, ran_out=ran_out)  # fmt: skip
 
 
 def main() -> None:

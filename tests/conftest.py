@@ -9,6 +9,8 @@ collect_ignore = [] if find_spec("triton") else ["interpreted_attention.py"]
 
 # Machines are shared: what takes long under load is not wrong.
 settings.register_profile(
-    "shared", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    "shared",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("shared")

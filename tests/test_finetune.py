@@ -14,9 +14,11 @@ from isoflop.arch import Arch, llama
 from isoflop.arch.spec import Rope
 from isoflop.arch.zoo import entry
 from isoflop.count import (
+    FORMATS,
     TRAINING_STATES,
     Adapters,
     Full,
+    Kernels,
     Lora,
     Only,
     Precision,
@@ -27,6 +29,7 @@ from isoflop.count import (
     params,
     params_trained,
 )
+from isoflop.count.memory_saved import FLASH
 from isoflop.errors import InputError, UnknownName
 from isoflop.model import build
 from isoflop.quantity.expr import FUNCTIONS
@@ -135,6 +138,33 @@ def test_a_frozen_matrix_keeps_no_input_but_a_target_does() -> None:
     assert on_q == on_v, "q and v read the same input"
     assert layer(Lora(4, ("down",))) - on_q == 2 * tokens * (24 - 16)
     assert layer(Lora(4, ("q", "gate", "down"))) == whole + 3 * 2 * tokens * 4
+
+
+def test_dropout_before_an_update_keeps_a_copy_and_a_mask_in_place_of_the_input() -> None:
+    tokens, D = 16, 16
+
+    def layer(kernels: Kernels, *, dropout: bool) -> int:
+        lora = Lora(4, ("q", "v"), dropout=dropout)
+        tree = finetune_memory(TINY, WORK, lora, STATE, kernels=kernels)
+        return int(tree.find("bytes_activations/layer").size.value)
+
+    for kernels, copies in ((FLASH, 2), (replace(FLASH, fused_qkv=True), 1)):
+        input_, dropped = 2 * tokens * D, copies * 3 * tokens * D
+        both = layer(kernels, dropout=True) - layer(kernels, dropout=False)
+        assert both == dropped - input_, "16 bits and a byte of mask for each matrix of updates"
+
+
+def test_a_quantised_head_stands_in_16_bits_twice_while_it_goes_backward() -> None:
+    format_ = FORMATS["nf4"]
+    ends, head = (
+        finetune_memory(TINY, WORK, Lora(4), STATE, base=f)
+        for f in (format_, replace(format_, head=True))
+    )
+    size = 16 * TINY.vocab_size
+    assert head.find("head_dequantized").value == 2 * 2 * size
+    saved = ends.find("bytes_weights/head").value - head.find("bytes_weights/head").value
+    assert saved == pytest.approx(size * (2 - 4.5 / 8), rel=0.02)
+    assert not any(child.name == "head_dequantized" for child in ends.children)
 
 
 def test_qlora_stores_the_base_in_4_127_bits_and_lora_is_the_same_otherwise() -> None:

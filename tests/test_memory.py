@@ -6,8 +6,9 @@ import csv
 import itertools
 import os
 import runpy
+from collections import defaultdict
 from dataclasses import replace
-from math import ceil
+from math import ceil, exp
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from isoflop.arch import Arch, Attention, Dense, Experts, gpt, llama
 from isoflop.arch.spec import QkNorm, RmsNorm
 from isoflop.arch.zoo import entry
+from isoflop.check.published.memory import Result
 from isoflop.count import (
     FORMATS,
     KERNELS,
@@ -38,9 +40,10 @@ from isoflop.count import (
     memory_training,
     params,
 )
+from isoflop.count.memory_stack import ERROR_OF_MEMORY
 from isoflop.count.stages import layers_of_stage
 from isoflop.errors import InputError, UnknownName
-from isoflop.quantity import Basis, Node
+from isoflop.quantity import Basis, Interval, Node
 from isoflop.quantity.expr import FUNCTIONS
 from strategies import archs
 
@@ -589,6 +592,18 @@ ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("ISOFLOP_SHARED", ROOT.parent / "shared" / "data"))
 
 
+def assert_ranges_hold(script: dict[str, Any], found: list[Result]) -> None:
+    """The shipped spread is the one of all sources; ranges hold about what they promise."""
+    families: dict[str, list[Result]] = defaultdict(list)
+    for r in found:
+        if r.in_range is not None:
+            families[r.family].append(r)
+    wide = script["spread"](list(families.values()))
+    assert ERROR_OF_MEMORY.spread == Interval(round(exp(-wide), 3), round(exp(wide), 3))
+    held = [r.in_range for rows in families.values() for r in rows]
+    assert 0.85 <= sum(held) / len(held) <= 0.95
+
+
 def test_the_validation_page_is_what_the_script_writes_and_formulas_agree() -> None:
     path = SHARED / "published" / "memory.csv"
     if not path.exists():
@@ -600,6 +615,7 @@ def test_the_validation_page_is_what_the_script_writes_and_formulas_agree() -> N
         encoding="utf-8"
     )
     found = [r for r in script["results"](rows) if not isinstance(r, tuple)]
+    assert_ranges_hold(script, found)
     formulas = [abs(r.error) for r in found if r.kind == "formula"]
     assert len(formulas) == 16
     assert max(formulas) < 0.021  # the paper's state leaves out embeddings

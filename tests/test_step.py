@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from isoflop.arch import Arch, gpt, llama
 from isoflop.arch.zoo import entry
-from isoflop.check.calibrate_stack import calibrate_stack
-from isoflop.check.step_fit import Problem, Row, fit
+from isoflop.check.calibrate_stack import calibrate_stack, may_move
+from isoflop.check.step_fit import NORMAL, Problem, Row, fit
 from isoflop.check.step_formula import formula_of
 from isoflop.errors import InputError, UnknownName
 from isoflop.hardware import Cluster, find
@@ -335,6 +335,39 @@ def test_calibration_learns_what_is_special_about_a_stack() -> None:
     before = max(abs(seconds(r.setting) / r.seconds - 1) for r in rows[3:])
     after = max(abs(seconds(r.setting, found.beliefs) / r.seconds - 1) for r in rows[3:])
     assert after < 0.08 < before
+
+
+def test_steps_of_one_chip_are_trusted_more_than_those_of_several() -> None:
+    truth = Beliefs({**shipped().posterior, "residual_unknown": (1.4, 1.4, 1.4)})
+    made = made_rows(truth, stack="unknown")
+    for rows, more in ((made[:4:2], True), (made[:2], False)):
+        plain = fit(Problem(rows, shipped(), may_move), tail=NORMAL)
+        closer = max(map(abs, calibrate_stack(rows).errors)) < max(map(abs, plain.errors)) - 1e-9
+        assert closer is more
+
+
+def test_a_ranges_width_is_told_by_the_number_that_makes_it() -> None:
+    """Against whole steps at both ends of each number's range, one number at a time."""
+    setting = a_setting(Layout(tp=2, dp=4))
+    formula = formula_of(setting)
+    told = dict(formula.predict(PRIORS).widths)
+    believed = [n for n in formula.names if n.startswith(("share_", "residual_", "error_"))]
+    for name in believed:
+        symbol = formula.symbols(PRIORS)[name]
+        assert symbol.spread is not None
+        low, high = (
+            seconds(setting, Beliefs({name: (end, end, end)}))
+            for end in (symbol.spread.low, symbol.spread.high)
+        )
+        assert told[name] == pytest.approx((math.log(high / low) / 2) ** 2, abs=1e-9), name
+    assert len(believed) > 5
+
+
+def test_a_stack_is_known_where_steps_of_it_were_read() -> None:
+    formula = formula_of(a_setting(Layout(dp=8), stack="torchtitan"))
+    assert formula.predict(PRIORS).known is False
+    assert formula.predict(Beliefs({"residual_unknown": (1.0, 0.9, 1.1)})).known is False
+    assert formula.predict(Beliefs({"residual_torchtitan": (1.0, 0.9, 1.1)})).known is True
 
 
 def test_one_odd_row_moves_a_fit_little() -> None:

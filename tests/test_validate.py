@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 
 from isoflop.arch import Experts
 from isoflop.check.published import Judged, Measured, read_rows, validate
-from isoflop.check.published.judge import Report, left_out, usable
+from isoflop.check.published.judge import Report, left_out, model_of, turns_of, usable
 from isoflop.check.published.predict import Predictor, at_peak, best_share, fit_shares
 from isoflop.check.published.runs import judge_runs
 from isoflop.check.published.score import binomial_p, quantile, score
@@ -587,6 +587,29 @@ def test_the_headline_of_the_shipped_table_leaves_sources_out(shipped: Report) -
     assert (
         sum(s.n for s in shipped.families) == sum(s.n for s in shipped.chips) == len(shipped.rows)
     )
+
+
+def test_a_known_stack_has_the_narrower_ranges(shipped: Report) -> None:
+    known, unknown = shipped.stacks
+    assert known.name.startswith("stack known")
+    assert known.width < unknown.width  # type: ignore[operator]
+    assert known.mape < unknown.mape  # type: ignore[operator]
+
+
+def test_a_models_rows_are_left_out_together_and_turns_are_few(
+    published: tuple[Measured, ...],
+) -> None:
+    turns = turns_of(published)
+    assert set(turns.values()) == {"0", "1", "2", "3"}
+    tokendrop = next(r for r in published if r.model == "DeepSeekV3 (tokendrop)")
+    assert turns[tokendrop.family, model_of(tokendrop)] == turns["megatron-bridge", "DeepSeekV3"]
+
+
+def test_the_width_of_each_sources_ranges_is_told_whole(shipped: Report) -> None:
+    for parts in shipped.width_from.values():
+        assert sum(part.share for part in parts) == pytest.approx(1)
+        assert parts[0].pinned_by
+    assert "width comes from" in render(shipped)
 
 
 def test_the_text_names_every_source_the_worst_row_and_the_assumptions(shipped: Report) -> None:

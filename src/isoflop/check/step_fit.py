@@ -145,15 +145,20 @@ def at(symbol: Symbol, z: float) -> float:
     return value if most is None else min(value, most)
 
 
-def fit(problem: Problem, which: Sequence[int] | None = None, tail: float = TAIL) -> Fitted:
+def fit(
+    problem: Problem,
+    which: Sequence[int] | None = None,
+    tail: float = TAIL,
+    nearer: float = 1.0,
+) -> Fitted:
     """The numbers that best explain the rows `which` (all where None).
 
-    `tail`: degrees of freedom of a row's error.
+    `tail`: degrees of freedom of a row's error; `nearer`: its spread over `SPREAD`.
     """
     which = range(len(problem.rows)) if which is None else which
     rows = [problem.rows[i] for i in which]
     names, measured = problem.names(which), np.log([row.seconds for row in rows])
-    spread = np.array([SPREAD[row.sparse] for row in rows])
+    spread = nearer * np.array([SPREAD[row.sparse] for row in rows])
     weight = _weights(rows)
 
     def distances(z: Array) -> Array:

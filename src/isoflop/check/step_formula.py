@@ -6,7 +6,7 @@ judging hundreds of measured steps, each under many values of the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -26,10 +26,16 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """Seconds of a step and their 90 % range; what a Node of them says."""
+    """Seconds of a step and their 90 % range; what a Node of them says.
+
+    `widths` are the squared half-widths, in logarithms, that each number alone would make;
+    `known` says whether steps of this trainer's software were among those that were read.
+    """
 
     value: float
     interval: Interval | None
+    widths: tuple[tuple[str, float], ...] = ()
+    known: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,21 @@ class StepFormula:
         value = float(self.seconds({n: float(s.value) for n, s in symbols.items()}))
         drawn = self.seconds({n: draws_of(s) for n, s in symbols.items()})
         ends = np.sort(drawn)[[round(0.05 * (DRAWS - 1)), round(0.95 * (DRAWS - 1))]]
-        return Predicted(value, Interval(float(ends[0]), float(ends[1])))
+        known = any(name.startswith("residual_") for name in symbols.keys() & beliefs.posterior)
+        range_ = Interval(float(ends[0]), float(ends[1]))
+        return Predicted(value, range_, tuple(self.widths(symbols)), known)
+
+    def widths(self, symbols: Mapping[str, Symbol]) -> Iterator[tuple[str, float]]:
+        """What each number's range alone does to the logarithm of seconds: half of it, squared."""
+        n = len(symbols)
+        middle = {name: float(symbol.value) for name, symbol in symbols.items()}
+        moved: dict[str, Array] = {name: np.full(2 * n, x) for name, x in middle.items()}
+        uncertain = [(name, s.spread) for name, s in symbols.items() if s.spread is not None]
+        for i, (name, spread) in enumerate(uncertain):
+            moved[name][2 * i : 2 * i + 2] = spread.low, spread.high
+        logs = np.log(np.broadcast_to(self.seconds(moved), 2 * n))
+        for i, (name, _) in enumerate(uncertain):
+            yield name, float((logs[2 * i + 1] - logs[2 * i]) / 2) ** 2
 
 
 @cache

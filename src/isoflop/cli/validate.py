@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from isoflop.check.published.width import MOST_TOLD
 from isoflop.cli.options import Json
 from isoflop.cli.output import emit, say
 from isoflop.report.text import table
 
 if TYPE_CHECKING:
     from isoflop.check.published.judge import Report
+    from isoflop.check.published.missing import Miss
     from isoflop.check.published.score import Judged, Score
 
 #: Rows named in the text as the worst.
@@ -27,6 +29,7 @@ HOW = {
     "in-sample": "constants refitted to these very rows",
     "source left out": "each source predicted with constants refitted to the others",
     "chip left out": "each chip predicted with constants refitted to the others",
+    "model left out": "each quarter of the models predicted with constants refitted to the others",
 }
 COLUMNS = ["n", "mean", "median", "p90", "max", "bias", "in range", "half-width"]
 
@@ -57,6 +60,7 @@ def render(report: Report) -> str:
         scores_table("source", [*report.families, replace(report.overall, name="all")]),
         scores_table("memory of" if report.form == "memory" else "chip", report.chips),
     ]
+    blocks += [*_lacking(report), *_widths(report)]
     if len(report.methods) > 1:
         blocks.append(scores_table("by other ways", [*report.methods.values(), *report.baselines]))
     blocks += [*_noise(report), *_worst(report.rows), *_footer(report)]
@@ -80,6 +84,37 @@ def percent(value: float | None, sign: str = "") -> str:
     ('12.3 %', '-5.0 %', '-')
     """
     return "-" if value is None else f"{100 * value:{sign}.1f} %"
+
+
+def _lacking(report: Report) -> Iterator[str]:
+    """What is missing where a source's mean error is above its aim, or its errors have a bias."""
+    lines = []
+    for name, found in report.lacking.items():
+        if found.misses:
+            lines.append(f"  {name}: {'; '.join(map(_miss, found.misses))}")
+        for reason in found.missing:
+            lines.append(f"    {percent(reason.bias, '+')} on {counted(reason.rows, 'row')}: {reason.what}")  # fmt: skip
+            lines += [f"      source: {reason.source}"] if reason.source else []
+    if lines:
+        yield "\n".join(["missing physics, where errors show it:", *lines])
+
+
+def _widths(report: Report) -> Iterator[str]:
+    """How wide ranges are where the trainer is known, and where not; what makes them so wide."""
+    if report.stacks:
+        yield scores_table("ranges", report.stacks)
+    lines = []
+    for name, parts in report.width_from.items():
+        told = [f"    {percent(p.share)} {p.name}: {p.pinned_by}" for p in parts[:MOST_TOLD]]
+        lines += [f"  {name}", *told] if told else []
+    if lines:
+        yield "\n".join(["width comes from: share of its square, and what would pin it", *lines])
+
+
+def _miss(miss: Miss) -> str:
+    if miss.what == "mean":
+        return f"mean {percent(miss.value)} of {miss.of}, aim {percent(miss.beyond)}"
+    return f"bias {percent(miss.value, '+')}, beyond {percent(miss.beyond)}"
 
 
 def _noise(report: Report) -> Iterator[str]:

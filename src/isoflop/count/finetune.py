@@ -24,13 +24,21 @@ from isoflop.count.blocks import (
     linear,
     names_of,
 )
-from isoflop.count.memory_saved import FLASH, Keeping, Kernels, Recompute, activations, always
+from isoflop.count.memory_saved import (
+    DROPPED,
+    FLASH,
+    Keeping,
+    Kernels,
+    Recompute,
+    activations,
+    always,
+)
 from isoflop.count.memory_state import Held, TrainingState
-from isoflop.count.memory_weights import Stored, bytes_weights
+from isoflop.count.memory_weights import Stored, bytes_weights, format_of
 from isoflop.count.operators import Matmul
 from isoflop.count.workload import Precision, Workload
 from isoflop.errors import InputError, Problem, UnknownName
-from isoflop.quantity import Expr, Node, Symbol, branch, leaf, total
+from isoflop.quantity import Basis, Expr, Node, Symbol, branch, leaf, total
 
 #: Weights do not depend on the work; any workload gives the same ones.
 _ANY = Workload(1, 1, 1)
@@ -54,11 +62,14 @@ class Lora:
 
     A target is a path or its end: `q`, `attention/q`, `layer/attention/q`. The scale alpha
     changes no count. `whole` parts train as they are, as copies beside the frozen ones.
+    With `dropout` the first thin matrix reads a copy of the input that some numbers are dropped
+    from: copy and mask are kept, the input itself is not.
     """
 
     rank: int
     targets: tuple[str, ...] = ("q", "v")
     whole: tuple[str, ...] = ()
+    dropout: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
@@ -132,7 +143,7 @@ def finetune_memory(
         raise InputError("finetune", [Problem("base", base, rule)])
     tuned = tune(arch, workload, method)
     plain = Precision.FP32 if state.weights == 4 else Precision.BF16
-    stored = [bytes_weights(arch, base or plain)]
+    stored = [bytes_weights(arch, base or plain), *_head_again(tuned.root, base)]
     if isinstance(method, Lora | Adapters):
         stored.append(branch("bytes_added", "bytes", _fold(tuned, state.bytes_weights, "bytes")))
     needed = always if kernels.frozen_inputs else tuned.needs
@@ -147,6 +158,20 @@ def finetune_memory(
             activations(tuned.root, keeping),
         ],
     )
+
+
+def _head_again(root: Part, base: Stored | None) -> list[Node]:
+    """A quantised head in 16 bits, twice over, while its product goes backward.
+
+    bitsandbytes makes the matrix anew in the format that it was quantised from and casts that
+    (autograd/_functions.py, MatMul4Bit), beside the gradients of the logits. Matrices inside
+    the layers are made anew when those are gone, and are smaller.
+    """
+    if base is None or not format_of(base).head:
+        return []
+    head = total(w.size for part in root.parts if part.name == "head" for w in part.weights)
+    size = 2 * head * Precision.BF16.bytes_each
+    return [leaf("head_dequantized", "bytes", size, basis=Basis.MODELLED)]
 
 
 # --- the tuned model ----------------------------------------------------------------------
@@ -174,10 +199,10 @@ def tune(arch: Arch, workload: Workload, method: Method) -> Tuned:
             trained = frozenset(path for path, _ in _leaves(root))
         case Only(targets=targets):
             trained = _matching(root, targets, _has_weights)
-        case Lora(rank=rank, targets=targets, whole=whole):
+        case Lora(targets=targets, whole=whole):
             hit = _matching(root, targets, _is_linear)
             trained = _matching(root, whole, _has_weights) if whole else frozenset()
-            root = _with_updates(root, hit, _ground(arch, workload), rank)
+            root = _with_updates(root, hit, _ground(arch, workload), method)
             trained |= {p for p, _ in _leaves(root) if p.endswith(("_lora/a", "_lora/b"))}
         case Adapters(width=width):
             if bad := beside(arch, "is none: adapters are put into decoders"):
@@ -195,6 +220,8 @@ def _inputs(arch: Arch, root: Part, trained: frozenset[str]) -> frozenset[str]:
         if not isinstance(part.operator, Matmul):
             continue
         axis = part.weights[0].axes[0][0] if part.weights else "head"
+        if part.saved and part.saved[0].name in DROPPED:
+            continue  # it reads a copy of its own
         if any(saved.name == "input" for saved in part.saved):
             keeper[axis] = path
         tied = path == "head" and arch.head.tied and "embedding/tokens" in trained
@@ -210,23 +237,28 @@ def _ground(arch: Arch, workload: Workload) -> Ground:
 
 
 def _with_updates(
-    part: Part, hit: frozenset[str], ground: Ground, rank: int, path: str = ""
+    part: Part, hit: frozenset[str], ground: Ground, lora: Lora, path: str = ""
 ) -> Part:
     """Each matrix at a path of `hit` followed by its low-rank update."""
     parts: list[Part] = []
     for below in part.parts:
         here = f"{path}/{below.name}" if path else below.name
-        parts.append(_with_updates(below, hit, ground, rank, here))
+        parts.append(_with_updates(below, hit, ground, lora, here))
         if here in hit:
-            parts.append(_update(below, ground, rank))
+            first = not any(p.name.endswith("_lora") for p in parts)
+            parts.append(_update(below, ground, lora, first=first))
     return replace(part, parts=tuple(parts))
 
 
-def _update(target: Part, ground: Ground, rank: int) -> Part:
+def _update(target: Part, ground: Ground, lora: Lora, *, first: bool) -> Part:
     assert isinstance(target.operator, Matmul)
     rows, (into, out) = target.operator.rows, target.weights[0].axes
-    r = ("rank", Symbol("lora_rank", rank, meaning="rank of the updates"))
+    r = ("rank", Symbol("lora_rank", lora.rank, meaning="rank of the updates"))
     down = linear(ground, "a", into, r, bias=False, rows=rows, keep_input=False)
+    if lora.dropout:
+        size, name = rows * into[1], DROPPED[0 if first else 1]
+        copy = Saved(name, size, axis=into[0])
+        down = replace(down, saved=(copy, Saved(f"{name} mask", size, "mask", into[0])))
     return Part(
         f"{target.name}_lora", parts=(down, linear(ground, "b", r, out, bias=False, rows=rows))
     )

@@ -30,6 +30,10 @@ GATE_FACTOR = ("activation", "gate")
 REBUILT = frozenset({("down", "input"), GATE_FACTOR})
 SMALL = frozenset({"statistics", "log-sum-exp"})
 
+#: LoRA's input after dropout: of the first update of a block, and of others there. Where one
+#: matrix makes queries, keys and values its updates read one copy.
+DROPPED = ("dropped", "dropped again")
+
 #: How often attention's tensors are held where one matrix makes them: the output of the matrix
 #: holds each once, the rotated copies queries and keys once more.
 FUSED = {"queries": number(2), "keys and values": number(3) / 2}
@@ -122,6 +126,8 @@ class Keeping:
         if saved.name in SMALL:
             return self.kernels.statistics
         if place == GATE_FACTOR and not self.kernels.gate_factor:
+            return False
+        if saved.name.startswith(DROPPED[1]) and self.kernels.fused_qkv and saved.axis == "model":
             return False
         if self.recompute == "selective":
             return saved.kind not in SCORES if self.kernels.scores else place not in REBUILT

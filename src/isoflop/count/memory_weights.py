@@ -33,7 +33,7 @@ class Format:
 
     `bits` per weight and `scales` on top for the matrices inside the layers. Everything
     else (embedding, head, vision tower, norms, biases) has 16 bits where `ends` is False, as quantisers
-    leave it.
+    leave it; `head` says that the head is quantised all the same.
 
     >>> FORMATS["int4"].bits_per_weight, round(FORMATS["nf4-dq"].bits_per_weight, 3)
     (4.125, 4.127)
@@ -44,6 +44,7 @@ class Format:
     scales: tuple[Scale, ...] = ()
     ends: bool = True
     source: str = ""
+    head: bool = False
 
     @property
     def bits_per_weight(self) -> float:
@@ -137,9 +138,8 @@ def bytes_weights(arch: Arch, stored: Stored) -> Node:
     '768 * 3072 * 4 / 8 + ceil_div(768 * 3072, 128) * 16 / 8 + 3072 * 2'
     """
     root, how = describe(arch, Workload(1, 1, 1)), format_of(stored)
-    children = [
-        _fold(part, how, inside=part.name not in UNQUANTISED) for part in _weighty(root.parts)
-    ]
+    left = UNQUANTISED - {"head"} if how.head else UNQUANTISED
+    children = [_fold(part, how, inside=part.name not in left) for part in _weighty(root.parts)]
     return branch("bytes_weights", "bytes", children, source=how.source)
 
 

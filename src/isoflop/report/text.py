@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from isoflop.quantity import Basis, Node, Number, Symbol
+from isoflop.quantity import Basis, Node, Symbol
 from isoflop.quantity.expr import Value
 from isoflop.quantity.units import format_exact, format_si, format_value
 
@@ -59,7 +59,7 @@ def _collect(
     rows: list[list[str]],
 ) -> None:
     value = node.value * copies
-    times = "" if node.times == Number(1) else f" x{format_exact(node.times.value)}"
+    times = "" if node.times.value == 1 else f" x{format_exact(node.times.value)}"
     shown = format_exact(value) if exact else format_value(value, node.unit)
     share = f"{100 * float(value) / float(whole):.1f} %" if level and whole else ""
     text = node.size.text if formulas and not node.children else ""

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 from isoflop.arch import Experts
 from isoflop.check.published.memory import judge_memory
+from isoflop.check.published.missing import Lacking, lacking
 from isoflop.check.published.predict import (
     PREDICT,
     REFIT,
@@ -31,11 +32,19 @@ from isoflop.check.published.runs import judge_runs
 from isoflop.check.published.score import Judged, Score, score, scores
 from isoflop.check.published.step import Measured, measured_rows
 from isoflop.check.published.table import Form, Table, read_table
+from isoflop.check.published.width import Part, width_from
+from isoflop.check.step_formula import Predicted
 from isoflop.errors import InputError
+from isoflop.plan.step.setting import Setting
 
 #: How rows were predicted. as shipped: by the predictor as it is. in-sample: its constants
-#: refitted to the very rows. source or chip left out: refitted to the other sources or chips.
-Method: TypeAlias = Literal["as shipped", "in-sample", "source left out", "chip left out"]
+#: refitted to the very rows. source or chip left out: refitted to the other sources or chips. model
+#: left out: to other models, so that most stacks are known by others of their steps.
+Method: TypeAlias = Literal[
+    "as shipped", "in-sample", "source left out", "chip left out", "model left out"
+]
+#: Models of a source are left out in so many turns.
+TURNS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,7 @@ class Report:
     headline: Method
     rows: tuple[Judged, ...]
     methods: dict[Method, Score]
+    stacks: tuple[Score, ...] = ()
     baselines: tuple[Score, ...] = ()
     noise_floor: tuple[Noise, ...] = ()
     assumed: tuple[tuple[str, int], ...] = ()
@@ -71,6 +81,18 @@ class Report:
         return scores(self.rows, lambda r: r.family)
 
     @property
+    def width_from(self) -> dict[str, tuple[Part, ...]]:
+        """Which numbers the ranges come from, by family."""
+        names = dict.fromkeys(r.family for r in self.rows)
+        return {name: width_from([r for r in self.rows if r.family == name]) for name in names}
+
+    @property
+    def lacking(self) -> dict[str, Lacking]:
+        """What is missing, by family."""
+        names = dict.fromkeys(r.family for r in self.rows)
+        return {name: lacking([r for r in self.rows if r.family == name]) for name in names}
+
+    @property
     def chips(self) -> tuple[Score, ...]:
         return scores([r for r in self.rows if r.error is not None], lambda r: r.group)
 
@@ -78,15 +100,20 @@ class Report:
     def overall(self) -> Score:
         return self.methods[self.headline]
 
+    def _family(self, found: Score) -> dict[str, Any]:
+        width = [part.to_json() for part in self.width_from[found.name]]
+        return {**found.to_json(), **self.lacking[found.name].to_json(), "width_from": width}
+
     def to_json(self) -> dict[str, Any]:
         return {
             "source": self.source,
             "kind": self.form,
             "headline": self.headline,
             "rows": [r.to_json() for r in self.rows],
-            "families": [s.to_json() for s in self.families],
+            "families": [self._family(s) for s in self.families],
             "chips": [s.to_json() for s in self.chips],
             "overall": self.overall.to_json(),
+            "stacks": [s.to_json() for s in self.stacks],
             "methods": [s.to_json() for s in self.methods.values()],
             "baselines": [s.to_json() for s in self.baselines],
             "noise_floor": [n.to_json() for n in self.noise_floor],
@@ -136,12 +163,15 @@ def judge_steps(table: Table, predict: Predictor, refit: Refit, headline: Method
         by_method["in-sample"] = judged(rows, lambda _: fitted)
         by_method["source left out"] = left_out(rows, refit, lambda r: r.family)
         by_method["chip left out"] = left_out(rows, refit, lambda r: r.chip)
+        turns = turns_of(rows)
+        by_method["model left out"] = left_out(rows, refit, lambda r: turns[r.family, model_of(r)])
     return Report(
         source=table.name,
         form="step",
         headline=headline if headline in by_method else "as shipped",
         rows=by_method.get(headline, by_method["as shipped"]),
         methods={method: score(method, found) for method, found in by_method.items()},
+        stacks=tuple(by_stack(by_method)),
         baselines=tuple(baselines(rows)),
         noise_floor=tuple(noise_floor(kept)),
         assumed=tuple(Counter(a for r in kept for a in r.assumptions).most_common()),
@@ -164,8 +194,9 @@ def judge(row: Measured, predictor: Predictor | None) -> Judged:
     """One row; a reason in place of a prediction where there can be none."""
     setting = row.setting
     group = row.chip if setting is None else f"{row.chip} {setting.compute}"
+    sort = "" if setting is None else _sort(setting)
     found = Judged(row.row_id, row.family, group, row.model, "seconds", row.measured_seconds,
-                   skipped=row.skipped)  # fmt: skip
+                   skipped=row.skipped, sort=sort)  # fmt: skip
     if setting is None or row.measured_seconds is None:
         return found
     if predictor is None:
@@ -175,6 +206,8 @@ def judge(row: Measured, predictor: Predictor | None) -> Judged:
     except InputError as error:
         return replace(found, skipped=str(error.problems[0]))
     found = replace(found, predicted=float(node.value))
+    if isinstance(node, Predicted):
+        found = replace(found, widths=node.widths, known=node.known)
     span = node.interval
     return found if span is None else replace(found, low=span.low, high=span.high)
 
@@ -187,6 +220,31 @@ def left_out(
     others = {name: [r for r in kept if key(r) != name] for name in dict.fromkeys(map(key, kept))}
     fitted = {name: refit(rest) for name, rest in others.items() if rest}
     return judged(rows, lambda row: fitted.get(key(row)))
+
+
+def model_of(row: Measured) -> str:
+    """A row's model without remarks on how it was run."""
+    return row.model.partition(" (")[0]
+
+
+def turns_of(rows: Sequence[Measured]) -> dict[tuple[str, str], str]:
+    """In which turn a source's model is left out: one after the other, in order of appearance."""
+    models: dict[str, dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        models[row.family][model_of(row)] = None
+    return {(f, m): str(i % TURNS) for f, own in models.items() for i, m in enumerate(own)}
+
+
+def by_stack(by_method: dict[Method, tuple[Judged, ...]]) -> Iterator[Score]:
+    """Scores where the trainer's software was known by other steps of its own, and where not."""
+    ways: tuple[tuple[str, Method, bool], ...] = (
+        ("known", "model left out", True),
+        ("unknown", "source left out", False),
+    )
+    for name, method, known in ways:
+        found = [r for r in by_method.get(method, ()) if r.known is known]
+        if found:
+            yield score(f"stack {name}, {method}", found)
 
 
 def baselines(rows: Sequence[Measured]) -> Iterator[Score]:
@@ -209,9 +267,9 @@ def noise_floor(rows: Sequence[Measured]) -> Iterator[Noise]:
         assert row.setting is not None
         groups[row.model, row.kind, replace(row.setting, stack="")].append(row)
     found: dict[str, list[list[float]]] = defaultdict(list)
-    for group in groups.values():
+    for (_, _, setting), group in groups.items():
         if len(group) > 1:
-            found[_sort(group[0])].append(list(_differences(group)))
+            found[_sort(setting)].append(list(_differences(group)))
     for name, each in sorted(found.items()):
         pairs = [d for differences in each for d in differences]
         yield Noise(name, len(each), len(pairs), statistics.median(pairs), statistics.fmean(pairs))
@@ -225,11 +283,6 @@ def _differences(group: Sequence[Measured]) -> Iterator[float]:
         yield abs(a / b - 1)
 
 
-def _sort(row: Measured) -> str:
-    assert row.setting is not None
-    layers = row.setting.arch.kinds.values()
-    return (
-        "mixture of experts"
-        if any(isinstance(x.feed_forward, Experts) for x in layers)
-        else "dense"
-    )
+def _sort(setting: Setting) -> str:
+    layers = setting.arch.kinds.values()
+    return "experts" if any(isinstance(x.feed_forward, Experts) for x in layers) else "dense"

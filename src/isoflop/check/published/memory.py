@@ -9,8 +9,9 @@ from isoflop.check.published.score import Judged
 from isoflop.check.published.shapes import Skip
 from isoflop.check.published.table import Table
 from isoflop.check.published.trainers import Predicted, Row, trainer_of
+from isoflop.count.memory_stack import ERROR_OF_MEMORY
 from isoflop.errors import InputError, Problem
-from isoflop.quantity import Interval
+from isoflop.quantity import Interval, Symbol, branch, leaf, number
 
 GB, GIB = 10**9, 2**30
 
@@ -37,12 +38,17 @@ class Result:
 
     @property
     def spread(self) -> Interval | None:
-        """Where the published number is expected, by the ranges of what the software holds."""
-        inside = self.by.beside.interval if self.by.beside else None
-        if inside is None:
+        """Where the published number is expected, where a whole process was measured."""
+        return self.spread_by(ERROR_OF_MEMORY)
+
+    def spread_by(self, error: Symbol) -> Interval | None:
+        """By the ranges of what the software holds, and how far such predictions lie off."""
+        n, beside = self.by.n_accelerators, self.by.beside
+        if beside is None:
             return None
-        low, high = (self.by.own + self.by.n_accelerators * x for x in (inside.low, inside.high))
-        return Interval(low, high, inside.level)
+        own = leaf("own", "bytes", number(round(self.by.own / n)))
+        inside = branch("held", "bytes", [own, beside], times=error).interval
+        return None if inside is None else Interval(n * inside.low, n * inside.high, inside.level)
 
     @property
     def error(self) -> float:
@@ -129,8 +135,7 @@ def _judged(row: Row, item: Result | tuple[Row, str]) -> Judged:
         return Judged(row["row_id"], item.family, item.group, row["model"], "bytes", None,
                       skipped=f"a bound is stated, {item.stated}")  # fmt: skip
     what = "percent" if row["unit"].startswith("percent") else "bytes"
-    judged = Judged(
-        row["row_id"], item.family, item.group, row["model"], what, item.published, item.predicted
-    )
+    judged = Judged(row["row_id"], item.family, item.group, row["model"], what, item.published,
+                    item.predicted, sort="memory")  # fmt: skip
     spread = item.spread
     return judged if spread is None else replace(judged, low=spread.low, high=spread.high)

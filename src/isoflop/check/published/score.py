@@ -20,7 +20,9 @@ class Judged:
     """One measurement beside its prediction; the numbers are None where `skipped` says why.
 
     `unit` is that of measured, predicted, low and high. `group` is what it was measured on and
-    in: a chip and a number format, or a kind of memory.
+    in: a chip and a number format, or a kind of memory; `sort` of what: dense, experts, memory.
+    `widths` and `known` are a `Predicted`'s: where the range comes from, whether others' steps of
+    the same software were read.
     """
 
     row_id: str
@@ -33,6 +35,9 @@ class Judged:
     low: float | None = None
     high: float | None = None
     skipped: str = ""
+    sort: str = ""
+    widths: tuple[tuple[str, float], ...] = ()
+    known: bool | None = None
 
     @property
     def error(self) -> float | None:
@@ -55,8 +60,9 @@ class Judged:
         return (self.high - self.low) / 2 / self.predicted
 
     def to_json(self) -> dict[str, Any]:
-        data = {**asdict(self), "error": self.error}
-        return data | {"skipped": self.skipped or None}
+        data = {**asdict(self), "error": self.error, "skipped": self.skipped or None}
+        del data["widths"]  # summed up by family
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,7 @@ class Score:
     Attributes:
         mape, median, p90, max: of the sizes of the errors.
         bias: the mean of the signed errors; below zero the predictions are too small.
+        bias_error: its standard error; None of a single row.
         coverage: share of the rows with a range whose range holds the measurement.
         coverage_p: probability of a coverage as far from 0.9 or farther, were 0.9 true.
         width: median half-width of the ranges, relative to the predictions.
@@ -78,6 +85,7 @@ class Score:
     p90: float | None = None
     max: float | None = None
     bias: float | None = None
+    bias_error: float | None = None
     coverage: float | None = None
     coverage_p: float | None = None
     width: float | None = None
@@ -109,6 +117,7 @@ def score(name: str, rows: Sequence[Judged]) -> Score:
         p90=quantile(sizes, 0.9),
         max=sizes[-1],
         bias=statistics.fmean(errors),
+        bias_error=statistics.stdev(errors) / len(errors) ** 0.5 if len(errors) > 1 else None,
         coverage=sum(inside) / len(inside) if inside else None,
         coverage_p=binomial_p(sum(inside), len(inside), LEVEL) if inside else None,
         width=statistics.median(widths) if widths else None,

@@ -35,6 +35,7 @@ from isoflop.count import (
 )
 from isoflop.count.memory_saved import Recompute
 from isoflop.count.memory_stack import BYTES_COMMUNICATOR, BYTES_CONTEXT
+from isoflop.count.memory_weights import FORMATS
 from isoflop.plan.memory.shard import bytes_boundary
 from isoflop.quantity import Basis, Node, Symbol, branch, leaf
 
@@ -179,6 +180,10 @@ LONGEST = {"phi-1.5 1.3B": 1044, "StableLM Alpha 3B": 1034, "Llama 2 7B": 1304, 
            "Falcon 40B": 1079}  # fmt: skip
 
 
+#: Lightning's BitsandbytesPrecision quantises every linear layer, the head too.
+NF4, NF4_DQ = (replace(FORMATS[name], head=True) for name in ("nf4", "nf4-dq"))
+
+
 def litgpt(row: Row) -> Predicted:
     """bf16-true: weights, updates and AdamW's moments in bf16; LoRA of rank 8 on q and v.
 
@@ -191,12 +196,12 @@ def litgpt(row: Row) -> Predicted:
         Workload.train(int(row["micro_batch"]), LONGEST[row["model"]]),
     )
     if row["task"] == "finetune_lora":
-        method: Lora | Only = Lora(8)
+        method: Lora | Only = Lora(8, dropout=True)  # finetune/lora.py: lora_dropout = 0.05
     elif row["task"] == "finetune_adapter":
         raise Skip("LLaMA-Adapter's prompts are not modelled")
     else:
         raise Skip("adapter v2 scales every matrix's output, which is not modelled")
-    base = {"None": None, "bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-dq"}[row["quantization"]]
+    base = {"None": None, "bnb.nf4": NF4, "bnb.nf4-dq": NF4_DQ}[row["quantization"]]
     kernels = replace(KERNELS["huggingface"], fused_qkv=True, frozen_inputs=base is not None)
     tree = finetune_memory(arch, work, method, TRAINING_STATES["bf16-pure"], base=base,
                            kernels=kernels)  # fmt: skip
@@ -236,12 +241,12 @@ def qwen(row: Row) -> Predicted:
             return Predicted(n * float(tree.value), beside, n_accelerators=n)
         case "Q-LoRA":
             half = replace(TRAINING_STATES["bf16"], activation=Precision.FP16)
-            tree = finetune_memory(arch, work, Lora(64, ALL_LINEAR), half, base="int4-zero",
+            tree = finetune_memory(arch, work, Lora(64, ALL_LINEAR, dropout=True), half, base="int4-zero",
                                    kernels=replace(kernels, loss="same"), recompute="full")  # fmt: skip
             return Predicted(float(tree.value), overhead(ZERO_2, tree, Shards()))
     whole = ("embedding/tokens", "head") if row["task"] == "LoRA (emb)" else ()
     state = TRAINING_STATES["bf16-pure" if whole else "bf16"]
-    tree = finetune_memory(arch, work, Lora(64, ALL_LINEAR, whole), state, kernels=kernels,
+    tree = finetune_memory(arch, work, Lora(64, ALL_LINEAR, whole, dropout=True), state, kernels=kernels,
                            recompute="full")  # fmt: skip
     return Predicted(float(tree.value), overhead(TORCH_2_0, tree, Shards()))
 
@@ -285,7 +290,7 @@ def torchtune(row: Row) -> Predicted:
 
 def qlora(_row: Row) -> Predicted:
     """The paper's claim: 65B on one 48 GB card; rank 64 on every matrix, 512 tokens."""
-    tree = finetune_memory(models()["LLaMA-65B"], Workload.train(1, 512), Lora(64, ALL_LINEAR),
+    tree = finetune_memory(models()["LLaMA-65B"], Workload.train(1, 512), Lora(64, ALL_LINEAR, dropout=True),
                            TRAINING_STATES["bf16"], base="nf4-dq", recompute="full",
                            kernels=KERNELS["huggingface"])  # fmt: skip
     return Predicted(float(tree.value))

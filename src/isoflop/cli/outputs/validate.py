@@ -21,6 +21,8 @@ class Row(Out):
     high: float | None
     error: float | None
     skipped: str | None
+    sort: str
+    known: bool | None
 
 
 class Score(Out):
@@ -33,9 +35,45 @@ class Score(Out):
     p90: float | None
     max: float | None
     bias: float | None
+    bias_error: float | None
     coverage: float | None
     coverage_p: float | None
     width: float | None
+
+
+class Miss(Out):
+    """A mean error above its aim, or a bias beyond twice its standard error."""
+
+    what: Literal["mean", "bias"]
+    of: str
+    n: int
+    value: float
+    beyond: float
+
+
+class Missing(Out):
+    """What predictions are known to lack, with the rows that show it; "not known" where nothing is."""
+
+    what: str
+    source: str
+    rows: int
+    bias: float
+
+
+class WidthPart(Out):
+    """An uncertain number's share of the squared width of ranges, and what would pin it."""
+
+    name: str
+    share: float
+    pinned_by: str
+
+
+class Family(Score):
+    """`misses` and `missing` are empty where the family meets its aim without a bias."""
+
+    misses: list[Miss]
+    missing: list[Missing]
+    width_from: list[WidthPart]
 
 
 class Noise(Out):
@@ -56,11 +94,14 @@ class Validate(Command):
 
     source: str
     kind: Literal["step", "memory", "run"]
-    headline: Literal["as shipped", "in-sample", "source left out", "chip left out"]
+    headline: Literal[
+        "as shipped", "in-sample", "source left out", "chip left out", "model left out"
+    ]
     rows: list[Row]
-    families: list[Score]
+    families: list[Family]
     chips: list[Score]
     overall: Score
+    stacks: list[Score]
     methods: list[Score]
     baselines: list[Score]
     noise_floor: list[Noise]

@@ -143,19 +143,19 @@ def _refusal(
 
 
 def barely(memory: Node, chip: Chip) -> tuple[str, ...]:
-    """A warning where memory fits at the middle of what is assumed of it, and not at the top.
+    """A warning where memory fits at its likeliest, and not at the top of its range.
 
     >>> from isoflop.hardware import find
     >>> from isoflop.quantity import Basis, Interval, Symbol, leaf
     >>> held = Symbol("bytes_held", 85 * 10**9, Basis.ASSUMED, Interval(84e9, 87e9))
     >>> barely(leaf("memory", "bytes", held), find("h100-sxm"))
-    ('fits by 520.8 MB; at the top of the assumed overhead, 87.09 GB, it does not',)
+    ('fits by 520.8 MB; at the top of its range, 87.09 GB, it does not',)
     """
     room, top = int(chip.bytes_memory.value), memory.interval
     if top is None or not int(memory.value) <= room < top.high:
         return ()
     left, most = format_bytes(room - int(memory.value)), format_bytes(top.high)
-    return (f"fits by {left}; at the top of the assumed overhead, {most}, it does not",)
+    return (f"fits by {left}; at the top of its range, {most}, it does not",)
 
 
 def _binding(refused: list[Refusal]) -> str:

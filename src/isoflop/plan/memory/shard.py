@@ -15,7 +15,7 @@ from isoflop.count.memory_rank import (
 )
 from isoflop.count.memory_saved import Recompute
 from isoflop.count.memory_split import Shards
-from isoflop.count.memory_stack import overhead, stack_of
+from isoflop.count.memory_stack import ERROR_OF_MEMORY, overhead, stack_of
 from isoflop.plan.layout import Layout
 from isoflop.quantity import Expr, Node, Symbol, branch, where
 from isoflop.quantity.expr import product
@@ -102,7 +102,8 @@ def with_overhead(
     """A rank's tree with what the software holds, `flight` micro-batches being under way."""
     outputs = where(Symbol("pp", shards.pp) - 1, flight, 0) * bytes_boundary(job, shards)
     beside = overhead(stack_of(stack), rank, shards, outputs)
-    return branch("bytes_per_accelerator", "bytes", [*rank.children, beside])
+    held = [*rank.children, beside]
+    return branch("bytes_per_accelerator", "bytes", held, times=ERROR_OF_MEMORY)
 
 
 def bytes_boundary(job: Trained, shards: Shards) -> Expr:
