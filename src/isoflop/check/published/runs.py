@@ -157,7 +157,7 @@ def _judged(cells: Cells, unit: str, measured: float, predicted: Node) -> Judged
     span = predicted.interval
     assert span is not None
     base = _unpredicted(cells, "")
-    return replace(base, family=f"whole runs, {unit}", unit=unit, measured=measured,
+    return replace(base, family=f"whole runs, {unit}", unit=unit, measured=measured, sort="runs",
                    predicted=float(predicted.value), low=span.low, high=span.high)  # fmt: skip
 
 

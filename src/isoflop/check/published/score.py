@@ -20,7 +20,7 @@ class Judged:
     """One measurement beside its prediction; the numbers are None where `skipped` says why.
 
     `unit` is that of measured, predicted, low and high. `group` is what it was measured on and
-    in: a chip and a number format, or a kind of memory; `sort` of what: dense, experts, memory.
+    in: a chip and a number format, or a kind of memory; `sort` of what: dense, experts, memory, runs.
     `widths` and `known` are a `Predicted`'s: where the range comes from, whether others' steps of
     the same software were read.
     """
