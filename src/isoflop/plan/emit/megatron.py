@@ -5,27 +5,38 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from itertools import groupby
-from typing import TypeAlias
 
-from isoflop.arch import Experts
+from isoflop.arch.spec import Experts
 from isoflop.errors import Problem
 from isoflop.hardware.stack import find_stack
-from isoflop.plan.emit.asked import layers_by_chunk, n_steps, refuse
+from isoflop.plan.emit.asked import (
+    about_learning_rate,
+    layers_by_chunk,
+    n_steps,
+    on_every_node,
+    refuse,
+)
+from isoflop.plan.emit.megatron_limits import unsaid_model
+from isoflop.plan.emit.megatron_model import Flags, biases, model_flags
 from isoflop.plan.training.plan import TrainPlan
 
-Flags: TypeAlias = dict[str, str | int | None]
 
+def megatron(plan: TrainPlan, learning_rate: float | None = None) -> str:
+    """Arguments of Megatron-LM's pretrain_gpt.py, one per line (megatron/training/arguments.py).
 
-def megatron(plan: TrainPlan) -> str:
-    """Arguments of Megatron-LM's pretrain_gpt.py, one per line (megatron/training/arguments.py)."""
+    Data, tokenizer, initialisation and schedule are neither a plan's nor a spec's: what is not
+    said is Megatron's own default.
+    """
     refuse("megatron", _unsaid_megatron(plan))
-    return "\n".join(map(_flag, megatron_flags(plan).items())) + "\n"
+    lines = map(_flag, megatron_flags(plan, learning_rate).items())
+    return "\n".join([*about_learning_rate(plan, learning_rate), *lines]) + "\n"
 
 
-def megatron_flags(plan: TrainPlan) -> Flags:
-    """The flags with their values; None where a flag has none."""
+def megatron_flags(plan: TrainPlan, learning_rate: float | None = None) -> Flags:
+    """The flags with their values, the model's first; None where a flag has none."""
     layout, ask = plan.layout, plan.ask
     flags: Flags = {
+        **model_flags(ask.work.arch, layout.tp),
         "--tensor-model-parallel-size": layout.tp,
         "--pipeline-model-parallel-size": layout.pp,
         "--context-parallel-size": layout.cp,
@@ -36,11 +47,18 @@ def megatron_flags(plan: TrainPlan) -> Flags:
     }
     if layout.tp > 1 and layout.sequence_parallel:
         flags["--sequence-parallel"] = None
-    if any(isinstance(k.feed_forward, Experts) for k in ask.work.arch.kinds.values()):
+    if _has_experts(plan):
         flags["--expert-model-parallel-size"] = layout.ep
         flags["--expert-tensor-parallel-size"] = layout.tp
+        flags["--moe-token-dispatcher-type"] = "alltoall"  # as the plan's messages are
+    if learning_rate is not None:
+        flags["--lr"] = learning_rate
     return {**flags, **_split(plan), **_MEGATRON_ZERO[layout.zero],
             **_MEGATRON_AGAIN[ask.work.recompute], **_MEGATRON_PRECISION[ask.precision]}  # fmt: skip
+
+
+def _has_experts(plan: TrainPlan) -> bool:
+    return any(isinstance(k.feed_forward, Experts) for k in plan.ask.work.arch.kinds.values())
 
 
 def _split(plan: TrainPlan) -> Flags:
@@ -68,11 +86,18 @@ def _layout_text(chunks: list[int]) -> str:
     return text + stages[-1]
 
 
+#: What Megatron-FSDP's guide asks for, and the one kind of checkpoint that it writes.
+_MEGATRON_FSDP: Flags = {
+    "--use-megatron-fsdp": None,
+    "--use-distributed-optimizer": None,
+    "--no-gradient-accumulation-fusion": None,
+    "--ckpt-format": "fsdp_dtensor",
+}
 _MEGATRON_ZERO: Mapping[int, Flags] = {
     0: {},
     1: {"--use-distributed-optimizer": None},
-    2: {"--use-megatron-fsdp": None, "--data-parallel-sharding-strategy": "optim_grads"},
-    3: {"--use-megatron-fsdp": None, "--data-parallel-sharding-strategy": "optim_grads_params"},
+    2: {**_MEGATRON_FSDP, "--data-parallel-sharding-strategy": "optim_grads"},
+    3: {**_MEGATRON_FSDP, "--data-parallel-sharding-strategy": "optim_grads_params"},
 }
 _MEGATRON_AGAIN: Mapping[str, Flags] = {
     "none": {},
@@ -88,7 +113,7 @@ _MEGATRON_PRECISION: Mapping[str, Flags] = {
 
 
 def _unsaid_megatron(plan: TrainPlan) -> list[Problem]:
-    layout, again = plan.layout, plan.ask.work.recompute
+    layout, arch, again = plan.layout, plan.ask.work.arch, plan.ask.work.recompute
     rules = [
         ("precision", plan.ask.precision, "has a flag: " + ", ".join(_MEGATRON_PRECISION),
          plan.ask.precision in _MEGATRON_PRECISION),
@@ -96,15 +121,18 @@ def _unsaid_megatron(plan: TrainPlan) -> list[Problem]:
         ("recompute", again, "is none or full where attention keeps no scores: Megatron's selective "
          "drops scores, the plan's the outputs of activation functions",
          again != "selective" or _keeps_scores(plan)),
+        ("tp", layout.tp, "is 1 where experts have biases",
+         layout.tp == 1 or not any("router" in biases(k) for k in arch.kinds.values())),
     ]  # fmt: skip
-    return [Problem(field, value, rule) for field, value, rule, holds in rules if not holds]
+    bad = [Problem(field, value, rule) for field, value, rule, holds in rules if not holds]
+    return [*bad, *unsaid_model(arch, layout.tp)]
 
 
 def _keeps_scores(plan: TrainPlan) -> bool:
     return plan.ask.stack is not None and find_stack(plan.ask.stack).attention == "unfused"
 
 
-def _flag(item: tuple[str, str | int | None]) -> str:
+def _flag(item: tuple[str, str | int | float | None]) -> str:
     name, value = item
     return name if value is None else f"{name} {shlex.quote(str(value))}"
 
@@ -112,22 +140,18 @@ def _flag(item: tuple[str, str | int | None]) -> str:
 # --- torchrun ---------------------------------------------------------------------------------
 
 
-def torchrun(plan: TrainPlan) -> str:
+def torchrun(plan: TrainPlan, learning_rate: float | None = None) -> str:
     """The command that starts Megatron-LM on every node; HEAD_NODE is an address of one."""
-    nodes, each = _nodes("torchrun", plan)
+    start = on_every_node("torchrun", plan)
     refuse("torchrun", _unsaid_megatron(plan))
-    start = [
-        "torchrun", f"--nnodes {nodes}", f"--nproc-per-node {each}", "--rdzv-backend c10d",
-        '--rdzv-endpoint "$HEAD_NODE:29500"', "pretrain_gpt.py",
-    ]  # fmt: skip
-    return " \\\n  ".join([*start, *map(_flag, megatron_flags(plan).items())]) + "\n"
+    flags = map(_flag, megatron_flags(plan, learning_rate).items())
+    command = " \\\n  ".join([*start, "pretrain_gpt.py", *flags])
+    return (
+        "\n".join([*about_learning_rate(plan, learning_rate), _environment(plan) + command]) + "\n"
+    )
 
 
-def _nodes(trainer: str, plan: TrainPlan) -> tuple[int, int]:
-    """Nodes, and processes on each."""
-    used, node = plan.layout.n_accelerators, plan.cluster.size_node
-    if used <= node:
-        return 1, used
-    rule = f"fills nodes of {node}: torchrun starts as many processes on each"
-    refuse(trainer, [Problem("accelerators", used, rule)] if used % node else [])
-    return used // node, node
+def _environment(plan: TrainPlan) -> str:
+    """What the parser asks for on GPUs before Blackwell: kernels of one queue start in order."""
+    split = plan.layout.tp * plan.layout.cp > 1 and plan.layout.zero < 2
+    return "CUDA_DEVICE_MAX_CONNECTIONS=1 " if split else ""

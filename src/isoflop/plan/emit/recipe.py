@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from isoflop.arch.zoo import entry, names
 from isoflop.errors import Problem
-from isoflop.plan.emit.asked import n_steps, refuse, toml_value
+from isoflop.plan.emit.asked import about_learning_rate, n_steps, refuse
 from isoflop.plan.training.plan import TrainPlan
 
 
-def recipe(plan: TrainPlan) -> str:
-    """A recipe of `isoflop train`, but for its learning rate, which a plan does not say."""
+def recipe(plan: TrainPlan, learning_rate: float | None = None) -> str:
+    """A recipe of `isoflop train`, whole once it has a learning rate."""
     refuse("recipe", _unsaid_recipe(plan))
     ask = plan.ask
-    values: dict[str, str | int] = {
+    values: dict[str, str | int | float] = {
         "model": ask.work.arch.name,
         "seq_len": ask.work.seq_len,
         "batch_size": ask.global_batch,
         "steps": n_steps(plan),
         "precision": ask.precision,
     }
-    lines = [f"{key} = {toml_value(value)}" for key, value in values.items()]
-    return "\n".join([*lines, "# learning_rate = ...  a plan does not say it", ""])
+    if learning_rate is not None:
+        values["learning_rate"] = learning_rate
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
+    return "\n".join([*lines, *about_learning_rate(plan, learning_rate), ""])
+
+
+def _toml(value: str | float) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
 def _unsaid_recipe(plan: TrainPlan) -> list[Problem]:
