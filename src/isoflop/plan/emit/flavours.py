@@ -66,5 +66,5 @@ def flavours_of(arch: Arch) -> Iterator[Flavour]:
     """
     for flavour in FLAVOURS:
         known = entry(flavour.model).arch
-        if replace(arch, name=known.name, max_seq_len=known.max_seq_len) == known:
+        if replace(known, name=arch.name, max_seq_len=arch.max_seq_len) == arch:
             yield flavour

@@ -26,7 +26,7 @@ from isoflop.arch.spec import (
 )
 from isoflop.count.blocks import beside
 from isoflop.errors import Problem
-from isoflop.plan.emit.megatron_model import ACTIVATIONS, biased, biases, window_of
+from isoflop.plan.emit.megatron_model import ACTIVATIONS, PADDING, biased, biases, window_of
 
 #: Field, value, rule, and whether it holds.
 Rule: TypeAlias = tuple[str, object, str, bool]
@@ -42,13 +42,17 @@ NO_WORD = "no argument says another"
 def unsaid_model(arch: Arch, tp: int) -> Iterator[Problem]:
     """Every field that Megatron cannot follow."""
     yield from beside(arch, "is None: pretrain_gpt.py trains decoders")
-    rules = [*_ends(arch, tp), *_alike(arch)]
+    if (rows := arch.embedding.n_rows) % tp:
+        more = -(-rows // (PADDING * tp)) * PADDING * tp
+        hint = f"give a spec with n_rows={more}, to which Megatron would pad the vocabulary"
+        yield Problem("embedding.n_rows", rows, f"is a multiple of tp={tp}", hint)
+    rules = [*_ends(arch), *_alike(arch)]
     for layer in arch.kinds.values():
         rules += [(f"{layer.name}.{f}", value, rule, ok) for f, value, rule, ok in _layer(layer)]
     yield from (Problem(field, value, rule) for field, value, rule, holds in rules if not holds)
 
 
-def _ends(arch: Arch, tp: int) -> Iterator[Rule]:
+def _ends(arch: Arch) -> Iterator[Rule]:
     embedding, head, position = arch.embedding, arch.head, arch.embedding.position
     norm = arch.layers[0].norm
     yield ("embedding.position", _kind(position), "is learned, without offset, or None",
@@ -56,12 +60,6 @@ def _ends(arch: Arch, tp: int) -> Iterator[Rule]:
     yield "embedding.norm", _kind(embedding.norm), "is None", embedding.norm is None
     yield "embedding.d_embed", embedding.d_embed, "is None", embedding.d_embed is None
     yield "embedding.scale", embedding.scale, f"is 1: {NO_WORD}", embedding.scale == 1
-    yield (
-        "embedding.n_rows",
-        embedding.n_rows,
-        f"is a multiple of tp={tp}",
-        not embedding.n_rows % tp,
-    )
     yield ("embedding.dropout", embedding.dropout, "is the layers': one argument sets both",
            embedding.dropout == arch.layers[0].dropout)  # fmt: skip
     yield "head.bias", head.bias, "is False", not head.bias
@@ -152,35 +150,31 @@ def _latent(latent: LatentAttention, norm: Norm) -> Iterator[Rule]:
     yield "attention.bias_qkv", latent.bias_qkv, "is False", not latent.bias_qkv
     yield "attention.position.interleaved", rope.interleaved, "is True", rope.interleaved
     yield from _rope(rope, latent.d_head_rope)
-    kind = None if rope.scaling is None else rope.scaling.kind
-    yield "attention.position.scaling", kind, "is None or yarn", kind in (None, "yarn")
+    match rope.scaling:
+        case None:
+            return
+        case YarnScaling() as yarn:
+            ramp = replace(yarn, factor=YARN.factor, mscale=None, mscale_all_dim=None)
+            both = bool(yarn.mscale) == bool(yarn.mscale_all_dim)
+            yield ("attention.position.scaling", yarn, "has DeepSeek's ramp and temperature",
+                   ramp == YARN and both)  # fmt: skip
+        case other:
+            yield "attention.position.scaling", other.kind, "is None or yarn", False
 
 
 def _rope(rope: Rope, d_head: int) -> Iterator[Rule]:
-    yield (
-        "attention.position.theta",
-        rope.theta,
-        "is a whole number",
-        float(rope.theta).is_integer(),
-    )
+    whole = float(rope.theta).is_integer()
+    yield "attention.position.theta", rope.theta, "is a whole number", whole
     turned = rope.d_rotary or d_head
     yield ("attention.position.d_rotary", rope.d_rotary, "is what its share of the head, cut to a "
            "whole number, gives", int(d_head * (turned / d_head)) == turned)  # fmt: skip
     match rope.scaling:
         case Llama3Scaling() as llama:
             same = replace(llama, factor=LLAMA_3.factor) == LLAMA_3
-            yield ("attention.position.scaling", llama, "is Llama 3.1's but for its factor", same)
+            yield "attention.position.scaling", llama, "is Llama 3.1's but for its factor", same
         case LinearScaling(factor=factor):
             yield ("attention.position.scaling.factor", factor, "is a whole number",
                    float(factor).is_integer())  # fmt: skip
-        case YarnScaling() as yarn:
-            ramp = replace(yarn, factor=YARN.factor, mscale=None, mscale_all_dim=None)
-            yield (
-                "attention.position.scaling",
-                yarn,
-                "has DeepSeek's ramp and temperature",
-                (ramp == YARN and bool(yarn.mscale) == bool(yarn.mscale_all_dim)),
-            )
 
 
 def _feed_forward(layer: Layer) -> Iterator[Rule]:
