@@ -10,7 +10,7 @@ export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config g
 # Tests run in processes of one thread each; more threads than cores is a cliff (OpenMP spins).
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))")
 
-.PHONY: help setup demo test test-triton check lint types format bench bench-light fuzz schema validation step-fit clean
+.PHONY: help setup demo test test-triton test-emit check lint types format bench bench-light fuzz schema validation step-fit clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,16 @@ test-triton: .venv.stamp ## our kernels in Triton's interpreter (installs Triton
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,triton]' \
 	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,triton]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_attention_triton.py
+
+# Pinned: emitted text is for these versions. torchao turns linear maps to 8 bits.
+PEERS := megatron-core==0.16.1 torchtitan==0.3.0 torchao triton
+
+test-emit: ## emitted plans read by Megatron-Core and torchtitan (in .venv-emit: 2.6 GB)
+	$(PYTHON) -m venv .venv-emit
+	.venv-emit/bin/python -m pip install --quiet uv
+	.venv-emit/bin/uv pip install --quiet --python .venv-emit/bin/python -c constraints.txt -e '.[dev]' $(PEERS) \
+	  || .venv-emit/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]' $(PEERS)
+	OMP_NUM_THREADS=1 .venv-emit/bin/python -m pytest -q tests/test_emit_peers.py
 
 check: lint types test ## ruff, mypy --strict and the tests
 
@@ -64,7 +74,7 @@ fuzz: .venv.stamp ## 6 minutes: 10,000 malformed inputs of each kind
 	OMP_NUM_THREADS=1 ISOFLOP_MALFORMED=10000 $(BIN)/python -m pytest -q tests/test_malformed.py
 
 clean: ## remove what make made
-	rm -rf .venv .venv.stamp demo-out
+	rm -rf .venv .venv.stamp .venv-emit demo-out
 
 step-fit: .venv.stamp ## refit the step-time model: make step-fit ROWS=steps.csv
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_fit.py $(ROWS) --write

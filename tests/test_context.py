@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tomllib
 from dataclasses import replace
 from fractions import Fraction
 
@@ -162,8 +161,11 @@ def test_a_search_meets_as_the_user_says() -> None:
 # --- what trainers read -----------------------------------------------------------------------
 
 
-def text(kind: str, layout: Layout) -> str:
-    plan = plan_train(PLAIN, 10**9, parse_cluster("16xh100-sxm"), seq_len=SEQ, global_batch=16,
+LLAMA = entry("llama-3.1-8b").arch
+
+
+def text(kind: str, layout: Layout, arch: Arch = PLAIN) -> str:
+    plan = plan_train(arch, 10**9, parse_cluster("16xb300-sxm"), seq_len=SEQ, global_batch=16,
                       layout=layout)  # fmt: skip
     return emitted(kind, plan)
 
@@ -177,10 +179,9 @@ def test_megatron_says_how_ranks_meet(by: ContextBy, said: str) -> None:
     assert "--cp-comm-type" not in text("megatron", Layout(dp=2, cp_by=by))
 
 
-def test_torchtitan_gathers_or_goes_around_and_deals_no_heads_out() -> None:
-    for by, said in (("ring", "alltoall"), ("gather", "allgather")):
-        layout = Layout(dp=2, cp=4, zero=3, cp_by=by)  # type: ignore[arg-type]
-        ways = tomllib.loads(text("torchtitan", layout))["parallelism"]
-        assert ways["context_parallel_rotate_method"] == said
-    with pytest.raises(InputError, match="cp_by=all_to_all"):
-        text("torchtitan", Layout(dp=2, cp=4, zero=3, cp_by="all_to_all"))
+def test_torchtitan_gathers_and_goes_around_or_deals_heads_out_nowhere() -> None:
+    layout = Layout(dp=2, cp=4, zero=3, cp_by="gather")
+    assert "--parallelism.context_parallel_degree 4" in text("torchtitan", layout, LLAMA)
+    for by in ("ring", "all_to_all"):
+        with pytest.raises(InputError, match=f"cp_by={by}"):
+            text("torchtitan", replace(layout, cp_by=by), LLAMA)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from isoflop.arch import Arch, gpt
+from isoflop.arch.spec import Full, Window
 from isoflop.arch.zoo import entry
 from isoflop.cli.app import run
 from isoflop.cli.outputs import validate
@@ -21,7 +24,9 @@ from isoflop.hardware import parse_cluster
 from isoflop.plan import Layout, TrainPlan, plan_train
 from isoflop.plan.diff import diff, leaves
 from isoflop.plan.emit import KINDS, emitted
+from isoflop.plan.training.learning_rate import of_compute, of_size_and_tokens, suggested
 from isoflop.plan.training.plan import what_if
+from isoflop.plan.training.work import Work
 from isoflop.train.recipe import parse_recipe
 
 SMALL = gpt("small", d_model=512, n_layers=12, n_heads=8, vocab_size=5000, max_seq_len=2048)
@@ -36,7 +41,7 @@ def planned(
 
 def flags(text: str) -> dict[str, str | None]:
     """The arguments of a command line by name."""
-    words = shlex.split(text)
+    words = shlex.split(text.replace("\\\n", ""), comments=True)
     found: dict[str, str | None] = {}
     for i, word in enumerate(words):
         if word.startswith("--"):
@@ -69,6 +74,59 @@ def test_megatron_leaves_out_what_the_layout_does_not_do() -> None:
     for name in ("--sequence-parallel", "--use-distributed-optimizer", "--bf16",
                  "--recompute-granularity", "--num-virtual-stages-per-pipeline-rank"):  # fmt: skip
         assert name not in said
+
+
+def test_megatron_arguments_say_the_model() -> None:
+    arch = entry("qwen3-30b-a3b").arch
+    said = flags(emitted("megatron", planned(Layout(dp=8, zero=1), arch=arch, on="8xb300-sxm")))
+    wanted = {
+        "--num-layers": "48", "--hidden-size": "2048", "--num-attention-heads": "32",
+        "--num-query-groups": "4", "--kv-channels": "128", "--qk-layernorm": None,
+        "--rotary-base": "1000000", "--normalization": "RMSNorm", "--norm-epsilon": "1e-06",
+        "--swiglu": None, "--disable-bias-linear": None, "--num-experts": "128",
+        "--moe-ffn-hidden-size": "768", "--moe-router-topk": "8", "--vocab-size": "151936",
+        "--untie-embeddings-and-output-weights": None, "--attention-dropout": "0.0",
+    }  # fmt: skip
+    assert {name: said[name] for name in wanted} == wanted
+    assert "--moe-router-pre-softmax" not in said
+
+
+def test_megatron_says_which_layers_have_experts_windows_or_turns() -> None:
+    lite = planned(Layout(dp=8, zero=3), arch=entry("deepseek-v2-lite").arch)
+    assert flags(emitted("megatron", lite))["--moe-layer-freq"] == "[0]*1+[1]*26"
+    smol = planned(Layout(dp=8, zero=3), arch=entry("smollm3-3b").arch)
+    assert flags(emitted("megatron", smol))["--no-rope-freq"] == "([0]*3+[1]*1)*9"
+    layers = tuple(
+        replace(layer, name=f"kind{i % 2}", attention=replace(layer.attention, span=span))
+        for i, layer in enumerate(entry("mistral-7b-v0.3").arch.layers)
+        if isinstance(span := Window(4096) if i % 2 else Full(), Full | Window)
+    )
+    mixed = replace(entry("mistral-7b-v0.3").arch, layers=layers)
+    said = flags(emitted("megatron", planned(Layout(dp=8, zero=3), arch=mixed)))
+    assert (said["--window-size"], said["--window-attn-skip-freq"]) == (
+        "4095,0",
+        "([0]*1+[1]*1)*16",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("gemma-2-9b", ("embedding.scale", "head.softcap", "local.wiring", "activation")),
+        ("bloom-7b1", ("embedding.norm", "layer.attention.position=alibi")),
+        ("starcoder2-3b", ("position.theta=999999.4",)),
+        ("deepseek-v2", ("moe.feed_forward.n_active=6",)),
+        ("gpt2", ("embedding.n_rows=50257: .* n_rows=50432",)),
+    ],
+)
+def test_megatron_refuses_by_field_what_it_has_no_word_for(
+    name: str, fields: tuple[str, ...]
+) -> None:
+    layout = Layout(tp=2, dp=16, zero=3)
+    with pytest.raises(InputError) as refused:
+        emitted("megatron", planned(layout, arch=entry(name).arch, on="32xb300-sxm"))
+    for field in fields:
+        assert re.search(field, str(refused.value))
 
 
 def test_megatron_deals_experts_within_tensor_ranks() -> None:
@@ -120,56 +178,137 @@ def test_torchrun_starts_a_process_for_each_accelerator() -> None:
     assert said["--tensor-model-parallel-size"] == "8"
     with pytest.raises(InputError, match="accelerators=12"):
         emitted("torchrun", planned(Layout(pp=3, dp=4)))
+    assert text.splitlines()[1].startswith("CUDA_DEVICE_MAX_CONNECTIONS=1 torchrun")
+    assert said["--num-layers"] == "12"
     assert flags(emitted("torchrun", planned(Layout(dp=4))))["--nproc-per-node"] == "4"
+
+
+LLAMA = entry("llama-3.1-8b").arch
 
 
 @pytest.mark.parametrize(
     "layout",
     [
         Layout(dp=16, micro_batch=2),
-        Layout(tp=2, dp=8, cp=2, zero=3),
-        Layout(tp=2, pp=4, dp=4, zero=2, micro_batch=2, virtual=3),
-        Layout(pp=7, dp=8, zero=3),
+        Layout(tp=2, dp=8, cp=2, zero=3, cp_by="gather"),
+        Layout(tp=2, pp=4, dp=4, zero=2, micro_batch=2, virtual=2),
+        Layout(pp=3, dp=8, zero=3),
+        Layout(tp=2, dp=8, zero=2, sequence_parallel=False),
     ],
 )
 def test_torchtitan_splits_as_the_layout_does(layout: Layout) -> None:
-    job = tomllib.loads(emitted("torchtitan", planned(layout)))
-    ways, work = job["parallelism"], job["training"]
-    copies = ways["data_parallel_replicate_degree"] * ways["data_parallel_shard_degree"]
+    plan = planned(layout, arch=LLAMA, on="64xb300-sxm")
+    text = emitted("torchtitan", plan)
+    job = flags(text)
+    assert job["--module"] == "llama3"
+    assert job["--config"] == "llama3_8b"
+    assert text.endswith("activation-checkpoint:none\n")
+    ways = {
+        name.removeprefix("--parallelism."): v for name, v in job.items() if "parallelism" in name
+    }
+    sizes = {name: int(v) for name, v in ways.items() if v is not None and v.isdigit()}
+    copies = sizes["data_parallel_replicate_degree"] * sizes["data_parallel_shard_degree"]
     assert copies == layout.dp
-    ranks = copies * ways["tensor_parallel_degree"] * ways["context_parallel_degree"]
-    assert ranks * ways["pipeline_parallel_degree"] == layout.n_accelerators
-    assert work["seq_len"] * work["global_batch_size"] == 1024 * 64
-    per_rank = work["local_batch_size"] * layout.dp
+    ranks = copies * sizes["tensor_parallel_degree"] * sizes["context_parallel_degree"]
+    assert ranks * sizes["pipeline_parallel_degree"] == layout.n_accelerators
+    assert (job["--training.seq_len"], job["--training.global_batch_size"]) == ("1024", "64")
+    per_rank = int(job["--training.local_batch_size"] or 0) * layout.dp
     assert 64 % per_rank == 0
     if layout.pp > 1:
         assert per_rank == 64
-        assert ways["pipeline_parallel_microbatch_size"] == layout.micro_batch
+        assert sizes["pipeline_parallel_microbatch_size"] == layout.micro_batch
         chunks = layout.pp * layout.virtual
-        least = [ways[f"pipeline_parallel_{end}_stage_less_layers"] for end in ("first", "last")]
-        assert ways["pipeline_parallel_layers_per_stage"] * chunks - sum(least) == 12
-    else:
-        assert work["local_batch_size"] == layout.micro_batch
-    assert (ways["data_parallel_shard_degree"] > 1) == (layout.zero > 0)
+        least = [sizes[f"pipeline_parallel_{end}_stage_less_layers"] for end in ("first", "last")]
+        assert sizes["pipeline_parallel_layers_per_stage"] * chunks - sum(least) == 32
+    assert (sizes["data_parallel_shard_degree"] > 1) == (layout.zero > 0)
     assert (ways["fsdp_reshard_after_forward"] == "always") == (layout.zero == 3)
+    assert ("no_enable_sequence_parallel" in ways) != layout.sequence_parallel
+    assert ("--training.disable_cuda_graphs" in job) == (layout.pp > 1)
 
 
 @pytest.mark.parametrize(
     ("layout", "more", "field"),
     [
         (Layout(dp=8, zero=1), {}, "zero=1"),
-        (Layout(tp=2, dp=8, sequence_parallel=False), {}, "sequence_parallel=False"),
         (Layout(dp=8), {"recompute": "selective"}, "recompute=selective"),
         (Layout(dp=4, cp=2), {}, "zero=0"),
-        (Layout(pp=5, dp=8), {}, "pp=5"),
+        (Layout(pp=6, dp=8), {"global_batch": 96}, "pp=6"),
         (Layout(dp=8), {"precision": "fp16"}, "precision=fp16"),
+        (Layout(dp=8), {"precision": "fp8"}, "precision=fp8: .* llama3_8b computes in: fp32 or bf16"),
+        (Layout(dp=8), {"arch": SMALL}, "model=small: .* llama-3.1-8b"),
+        (Layout(dp=8, cp=2, zero=3, cp_by="gather"), {"arch": entry("gpt-oss-20b").arch}, "cp=2: .* varlen"),
+        (Layout(dp=8, cp=2, zero=3), {}, "cp_by=ring"),
+        (Layout(dp=64, zero=3), {"arch": entry("deepseek-v3").arch, "seq_len": 32768, "recompute": "full"},
+         "seq_len=32768: .* at most 16384"),
+        (Layout(dp=64, zero=3), {"arch": entry("llama-3.1-405b").arch},
+         "precision=bf16: .* llama3_405b computes in: fp8"),
     ],
-)
+)  # fmt: skip
 def test_torchtitan_refuses_by_name_what_it_cannot_say(
     layout: Layout, more: dict[str, Any], field: str
 ) -> None:
+    plan = planned(layout, **{"arch": LLAMA, "on": "64xb300-sxm", **more})
     with pytest.raises(InputError, match=field):
-        emitted("torchtitan", planned(layout, **more))
+        emitted("torchtitan", plan)
+
+
+def test_what_a_configuration_does_otherwise_is_said() -> None:
+    layout = Layout(dp=8, zero=3)
+    differs = "# llama3_8b is not quite the spec: rotary positions"
+    older = planned(layout, arch=entry("llama-3-8b").arch, on="8xb300-sxm")
+    assert differs in emitted("torchtitan", older)
+    assert differs not in emitted("torchtitan", planned(layout, arch=LLAMA, on="8xb300-sxm"))
+
+
+# --- learning rates -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_learning_rate_is_written_when_it_is_given_and_suggested_when_not(kind: str) -> None:
+    arch = entry("qwen3-0.6b").arch
+    plan = planned(Layout(), arch=arch, on="b300-sxm", global_batch=1)
+    silent = emitted(kind, plan)
+    assert silent.count("# learning rate") == 1
+    assert "2401.02954" in silent
+    assert "2503.04715" in silent
+    said = emitted(kind, plan, learning_rate=1.25e-4)
+    assert "#" not in said
+    assert "0.000125" in said
+    with pytest.raises(InputError, match="learning_rate=0"):
+        emitted(kind, plan, learning_rate=0.0)
+
+
+def test_no_law_speaks_of_experts() -> None:
+    plan = planned(Layout(dp=8, zero=3), arch=entry("qwen3-30b-a3b").arch, on="8xb300-sxm")
+    assert "published laws are of dense decoders" in emitted("megatron", plan)
+
+
+@pytest.mark.parametrize(("shape", "published"), [((30, 4096), 4.2e-4), ((95, 8192), 3.2e-4)])
+def test_the_law_of_compute_gives_the_learning_rates_of_its_source(
+    shape: tuple[int, int], published: float
+) -> None:
+    """DeepSeek LLM 7B and 67B on 2 T tokens of 4,096 (2401.02954, table 2)."""
+    layers, width = shape
+    flops = (72 * layers * width**2 + 12 * layers * width * 4096) * 2e12
+    assert of_compute(flops) == pytest.approx(published, rel=0.03)
+
+
+def test_the_law_of_size_and_tokens_gives_what_its_source_does() -> None:
+    """Step Law (2503.04715): 1 B parameters and 100 B tokens, by the authors' own program."""
+    assert of_size_and_tokens(1e9, 1e11) == pytest.approx(1.632e-3, rel=0.001)
+
+
+def test_the_compute_of_a_law_leaves_the_vocabulary_out() -> None:
+    narrow, wide = (replace(SMALL, vocab_size=v, embedding=replace(SMALL.embedding, n_rows=v))
+                    for v in (5000, 50000))  # fmt: skip
+    rates = [[s.learning_rate for s in suggested(Work(a, 10**9, 1024))] for a in (narrow, wide)]
+    assert rates[0] == rates[1]
+    n, d, tokens = 12, 512, 10**9
+    per_token = 72 * n * d**2 + 12 * n * d * 1024
+    assert rates[0][0] == pytest.approx(of_compute(per_token * tokens), rel=1e-9)
+
+
+# --- recipe -------------------------------------------------------------------------------------
 
 
 def test_a_recipe_is_whole_but_for_the_learning_rate() -> None:
@@ -296,10 +435,24 @@ def test_plan_diff_reads_what_plan_train_wrote(
 
 
 def test_emit_writes_a_new_file_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    path = tmp_path / "job.toml"
-    said(capsys, *ASK, "--dp", "2", "--emit", "torchtitan", "-o", str(path))
-    assert tomllib.loads(path.read_text())["training"]["seq_len"] == 1024
+    path = tmp_path / "arguments"
+    said(capsys, *ASK, "--dp", "2", "--emit", "megatron", "-o", str(path))
+    assert flags(path.read_text())["--seq-length"] == "1024"
     assert "new file" in said(
-        capsys, *ASK, "--dp", "2", "--emit", "torchtitan", "-o", str(path), code=2
+        capsys, *ASK, "--dp", "2", "--emit", "megatron", "-o", str(path), code=2
     )
     assert "--emit" in said(capsys, *ASK, "-o", str(path), code=2)
+    assert "--learning-rate" in said(capsys, *ASK, "--learning-rate", "1e-3", code=2)
+
+
+def test_an_emitted_recipe_with_a_learning_rate_trains(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["plan", "train", "pythia-14m", "--tokens", "64", "--on", "h100-sxm", "--seq-len",
+                 "16", "--global-batch", "2", "--micro-batch", "2", "--precision", "fp32"]  # fmt: skip
+    path = tmp_path / "recipe.toml"
+    said(capsys, *arguments, "--emit", "recipe", "--learning-rate", "1e-3", "-o", str(path))
+    path.write_text(path.read_text() + "eval_bytes = 32\n")  # soon done
+    said(capsys, "train", str(path), "-o", str(tmp_path / "run"))
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(metrics[-1])["step"] == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tomllib
 from dataclasses import replace
 from fractions import Fraction
 
@@ -208,18 +207,21 @@ def test_a_search_keeps_a_shard_that_the_user_fixed() -> None:
 # --- what trainers read -----------------------------------------------------------------------
 
 
-def text(kind: str, layout: Layout) -> str:
-    plan = plan_train(SMALL, 10**9, parse_cluster("64xh100-sxm"), seq_len=1024, global_batch=64,
+LLAMA = entry("llama-3.1-8b").arch
+
+
+def text(kind: str, layout: Layout, arch: Arch = SMALL) -> str:
+    plan = plan_train(arch, 10**9, parse_cluster("64xb300-sxm"), seq_len=1024, global_batch=64,
                       layout=layout)  # fmt: skip
     return emitted(kind, plan)
 
 
 def test_torchtitan_replicates_what_is_not_sharded() -> None:
-    job = tomllib.loads(text("torchtitan", Layout(dp=16, cp=2, zero=3, shard=8)))["parallelism"]
-    assert job["data_parallel_replicate_degree"] == 4
-    assert job["data_parallel_shard_degree"] == 4
+    said = text("torchtitan", Layout(dp=16, cp=2, zero=3, shard=8, cp_by="gather"), LLAMA)
+    assert "--parallelism.data_parallel_replicate_degree 4" in said
+    assert "--parallelism.data_parallel_shard_degree 4" in said
     with pytest.raises(InputError, match="divided by cp=4"):
-        text("torchtitan", Layout(dp=8, cp=4, zero=3, shard=2))
+        text("torchtitan", Layout(dp=8, cp=4, zero=3, shard=2, cp_by="gather"), LLAMA)
 
 
 def test_megatron_counts_the_instances_of_its_optimizer() -> None:

@@ -158,6 +158,7 @@ def plan_train_command(
     stack: str | None = None,
     hunt: Hunt = NO_HUNT,
     emit_: Annotated[str | None, Parameter(name="--emit")] = None,
+    learning_rate: Real | None = None,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
     as_json: Json = False,
 ) -> None:
@@ -191,8 +192,10 @@ def plan_train_command(
         (`unknown`, which is taken when not given, stands for any other), or the stack.toml of
         `isoflop calibrate --from`.
     emit_
-        Write the layout for a trainer instead: recipe (isoflop's own), torchrun, megatron or
-        torchtitan.
+        Write the plan for a trainer instead: recipe (isoflop's own), megatron (arguments),
+        torchrun (Megatron-LM's command) or torchtitan (its command).
+    learning_rate
+        Learning rate that --emit writes; a plan does not choose one.
     output
         File that --emit writes; standard output when not given.
     """
@@ -212,13 +215,15 @@ def plan_train_command(
                    chosen=_chosen(seq_len, global_batch, length, batch))  # fmt: skip
     if hunt.search:
         found = hunt.found(ask, split.said(micro_batch), recompute_too=recompute is None)
-        return _tell(found.best, found, emit=emit_, output=output, as_json=as_json)
+        return _tell(found.best, found, emit=emit_, learning_rate=learning_rate, output=output,
+                     as_json=as_json)  # fmt: skip
     ask = replace(ask, layout=split.layout(cluster, each))
     try:
         plan = planned(ask)
     except Infeasible as error:
         raise relieved(ask.tightest, error) from None
-    return _tell(plan, None, emit=emit_, output=output, as_json=as_json)
+    return _tell(plan, None, emit=emit_, learning_rate=learning_rate, output=output,
+                     as_json=as_json)  # fmt: skip
 
 
 def read_stack(text: str | None) -> dict[str, Any]:
@@ -249,13 +254,15 @@ def _chosen(
 
 
 def _tell(
-    plan: TrainPlan, found: Found | None, *, emit: str | None, output: Path | None, as_json: bool
-) -> None:
+    plan: TrainPlan, found: Found | None, *, emit: str | None, learning_rate: float | None,
+    output: Path | None, as_json: bool,
+) -> None:  # fmt: skip
     """The plan as a file for a trainer, as JSON, or as text."""
     if emit is not None:
-        return write(emitted(emit, plan), output)
-    if output is not None:
-        raise InputError("plan train", [Problem("--output", output, "is given with --emit")])
+        return write(emitted(emit, plan, learning_rate), output)
+    alone = {"--output": output, "--learning-rate": learning_rate}
+    if bad := [Problem(n, v, "is given with --emit") for n, v in alone.items() if v is not None]:
+        raise InputError("plan train", bad)
     if as_json:
         search = {} if found is None else {"search": found.to_json()}
         return to_json("plan train", {**plan.to_json(), **search})

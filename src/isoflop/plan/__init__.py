@@ -5,7 +5,7 @@ what ranks send, schedule/ the pipelines' orders, step/ how long a step takes, s
 here) which layout is best; training/, serving/ and budgeting/ put them together. roofline.py is
 seconds to first order and cost.py seconds from a measured profile; goodput.py failures;
 economics.py turns hours into energy, carbon and money; assumed.py lists every default with its
-range; emit.py and diff.py write and compare plans.
+range; emit/ writes plans for trainers and diff.py compares two.
 """
 
 from isoflop.plan.layout import Layout, Refusal, broken_rules, legal_layouts
