@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.arch import Arch, Dense, Experts, llama
 from isoflop.arch.families import deepseek, gpt_oss, mixtral, qwen2_moe, qwen3_moe

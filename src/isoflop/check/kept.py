@@ -136,7 +136,7 @@ def _given_to_layers(module: nn.Module, keep: Callable[[Tensor], Tensor]) -> Ite
 
 def _number(tensor: Tensor) -> int:
     """One for each storage; on the meta device all have the address 0."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - no other name tells them apart
 
 
 class FusedAttention(TorchFunctionMode):
@@ -155,7 +155,7 @@ class FusedAttention(TorchFunctionMode):
         (q, k, v), mask = args, kwargs["attn_mask"]
         causal, scale, aten = kwargs["is_causal"], kwargs["scale"], torch.ops.aten
         if q.shape[-1] != v.shape[-1] or (mask is not None and mask.requires_grad):
-            efficient = aten._scaled_dot_product_efficient_attention
+            efficient = aten._scaled_dot_product_efficient_attention  # noqa: SLF001 - no public name
             return efficient(q, k, v, mask, True, 0.0, causal, scale=scale)[0]
-        flash = aten._scaled_dot_product_flash_attention_for_cpu
+        flash = aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - nor it
         return flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)[0]

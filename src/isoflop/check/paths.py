@@ -100,7 +100,7 @@ class Shallow:
 
     def _path_of_work(self, name: str) -> str:
         path = tree_path(name, self.arch)
-        above, _, last = path.rpartition("/")
+        last = path.rpartition("/")[2]
         if last == "feed_forward" and self._is_mixture(name):
             return f"{path}/{OWN_WORK_OF_MIXTURES}"
         own = "residual" if name in self.times else OWN_WORK.get(last)
@@ -108,7 +108,9 @@ class Shallow:
 
     def _is_mixture(self, name: str) -> bool:
         parts = name.split(".")
-        return parts[0] == "layers" and self.arch.layers[int(parts[1])].feed_forward.kind == "experts"
+        return (
+            parts[0] == "layers" and self.arch.layers[int(parts[1])].feed_forward.kind == "experts"
+        )
 
 
 def _long(embedding: Embedding) -> Embedding:
@@ -122,7 +124,8 @@ def _shallow(layers: tuple[Layer, ...], place: str) -> tuple[tuple[Layer, ...], 
     """The first two layers of each kind; the second stands for all behind it."""
     there = Counter(layer.name for layer in layers)
     seen: Counter[str] = Counter()
-    kept, times = [], {}
+    kept: list[Layer] = []
+    times: dict[str, int] = {}
     for layer in layers:
         seen[layer.name] += 1
         if (nth := seen[layer.name]) <= 2:
@@ -157,10 +160,11 @@ class AtWork:
 
     @property
     def name(self) -> str:
-        node = torch._C._current_autograd_node()
+        node = torch._C._current_autograd_node()  # noqa: SLF001 - no public name for it
         if node is None:
             return self.open[-1]
-        return self.owners[bisect_right(self.starts, node._sequence_nr()) - 1]
+        number = node._sequence_nr()  # noqa: SLF001 - PyTorch's own flame graphs use it
+        return self.owners[bisect_right(self.starts, number) - 1]
 
     @property
     def parents(self) -> set[str]:
@@ -179,5 +183,5 @@ class AtWork:
         self._mark()
 
     def _mark(self) -> None:
-        self.starts.append(torch._C._autograd._get_sequence_nr())
+        self.starts.append(torch._C._autograd._get_sequence_nr())  # noqa: SLF001 - the next node's
         self.owners.append(self.open[-1])

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.arch import Arch
-from isoflop.arch.hf import to_hf
 from isoflop.check.paths import tree_path
 from isoflop.check.row import Row, leaf_values, rows
 from isoflop.count import Precision, Workload, buffers, bytes_kv_cache, bytes_weights, params
@@ -84,14 +83,15 @@ def _cached(
     """Bytes by kind of layer; a layer reads what it would keep, and is asked for it."""
     kinds = {layer.name: i for i, layer in enumerate(arch.layers)}
     for name, i in kinds.items():
-        layer, times = module.layers[i], arch.times(name)
-        n_held = tokens_held(layer.attention, work.context)
+        attention, times = module.get_submodule(f"layers.{i}.attention"), arch.times(name)
+        n_held = tokens_held(attention, work.context)
         x_BTD = torch.empty(work.batch, n_held, arch.d_model, device="meta")
-        kept = _kept_of(layer.attention, x_BTD, contexts(arch, x_BTD)[name])
+        kept = _kept_of(attention, x_BTD, contexts(arch, x_BTD)[name])
         yield name, times * bytes_of(kept)
         if isinstance(module, EncoderDecoder):
             memory_BSD = x_BTD.new_empty(work.batch, int(work.source.value), arch.d_model)
-            yield f"{name}_cross", times * bytes_of(_kept_of(layer.cross, memory_BSD, Context()))
+            cross = module.get_submodule(f"layers.{i}.cross")
+            yield f"{name}_cross", times * bytes_of(_kept_of(cross, memory_BSD, Context()))
 
 
 def _kept_of(attention: nn.Module, x_BTD: Tensor, context: Context) -> tuple[Tensor, ...]:

@@ -41,7 +41,9 @@ def sample_of(arch: Arch, seq_len: int, source_len: int) -> Workload:
     return Workload.train(BATCH, seq_len)
 
 
-def count_flops(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, int], dict[str, int]]:
+def count_flops(
+    module: nn.Module, inputs: tuple[Any, ...]
+) -> tuple[dict[str, int], dict[str, int]]:
     """FLOPs of forward and of backward that each module does itself, by its dotted name.
 
     The math backend is forced: fused kernels on a CPU report no FLOPs at all.

@@ -60,16 +60,16 @@ def _core_part(
     """Scores and weighted values. Transformer-XL scores each key twice: itself and its distance."""
     queries = ground.tokens * N * H
     scored = 2 * H if isinstance(spec.position, RelativeProjection) else H
-    kept = (
+    kept = [
         Saved("queries", queries, axis="heads"),
         Saved("keys and values", 2 * keys, axis="kv_heads"),
         Saved("output", queries, axis="heads"),
         Saved("log-sum-exp", ground.tokens * N, "fp32", "heads"),
-    )
+    ]
     if isinstance(spec.position, RelativeProjection):
         kept += _by_distance(ground, N, H)
     core = Core(ground.B, N, K, ground.T, seen, ground.S, scored, H)
-    return Part("core", (), core, kept, kept_by_some=scores(ground, N, spec.dropout))
+    return Part("core", (), core, tuple(kept), kept_by_some=scores(ground, N, spec.dropout))
 
 
 def scores(ground: Ground, N: Expr, dropout: float) -> tuple[Saved, ...]:
@@ -93,10 +93,10 @@ def _told_positions(ground: Ground, spec: Attention, N: Expr, H: Expr) -> list[P
             vectors = (Weight("u", (heads,)), Weight("v", (heads,)))
             # Sines and cosines are constants, made once for all layers: the map's weights have a
             # gradient, its input none.
-            constant = {"input_fixed": True, "keep_input": False}
             parts.append(
-                linear(ground, "distances", into, heads, bias=False, rows=ground.S, **constant)
-            )
+                linear(ground, "distances", into, heads, bias=False, rows=ground.S,
+                       keep_input=False, input_fixed=True)
+            )  # fmt: skip
             parts.append(Part("distance_biases", vectors))
     if spec.sinks:
         parts.append(Part("sinks", (Weight("weight", (("heads", N),)),)))

@@ -98,5 +98,8 @@ def _router(ground: Ground, spec: Experts, E: Expr, k: Expr) -> Part:
     into, out = ("model", ground.D), ("expert", E)
     part = linear(ground, "router", into, out, bias=spec.router_bias, kind="fp32")
     correction = (Weight("correction", (out,)),) if spec.score_correction else ()
-    scores = Saved("scores", ground.tokens * E, "fp32"), Saved("choices", ground.tokens * k, "index")
+    scores = (
+        Saved("scores", ground.tokens * E, "fp32"),
+        Saved("choices", ground.tokens * k, "index"),
+    )
     return replace(part, saved=(*part.saved, *scores), buffers=correction)
