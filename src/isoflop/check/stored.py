@@ -52,7 +52,7 @@ def _disk_rows(arch: Arch, module: Decoder | EncoderDecoder) -> Iterator[Row]:
     files = files_of(module)
     tensors = [tensor for file in files for tensor in file.values()]
     data, whole = bytes_of(tensors), sum(map(bytes_of_file, files))
-    names = f"names, shapes and places of {len(tensors)} tensors in {len(files)} files"
+    names = f"names, shapes and places of {len(tensors):,} tensors in {len(files):,} files"
     yield Row("disk/tensors", derived, data)
     yield Row("disk/headers", 0, whole - data, names, None)
     yield Row("disk", derived, whole, "headers", None)

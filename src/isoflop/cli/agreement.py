@@ -128,10 +128,11 @@ def _by_quantity(found: Sequence[Agreement]) -> Iterator[list[str]]:
     sums: dict[str, list[tuple[str, Row]]] = {}
     for agreement in found:
         for row in agreement.totals:
-            if row.derived or row.built:
-                sums.setdefault(row.path, []).append((agreement.model, row))
+            sums.setdefault(row.path, []).append((agreement.model, row))
     for quantity, rows in sums.items():
-        yield [f"  {quantity}", str(len(rows)), _furthest(rows)]
+        there = [(model, row) for model, row in rows if row.derived or row.built]
+        if there:
+            yield [f"  {quantity}", str(len(there)), _furthest(there)]
 
 
 def _furthest(rows: Sequence[tuple[str, Row]]) -> str:

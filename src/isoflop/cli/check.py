@@ -160,7 +160,7 @@ def check(
         A zoo name, a config.json or its folder, a TOML spec, or hf:ORG/NAME.
     zoo
         Check every named model instead.
-    all
+    every
         Show every number, not only sums and differences.
     jobs
         Processes for --zoo; 2, or as many as there are cores, when not given.
