@@ -252,7 +252,7 @@ def test_maps_that_write_to_a_stream_start_smaller_by_the_blocks_that_do():
 @pytest.mark.parametrize("fields", [{}, {"gated": True, "tied": False, "n_decoder_layers": 1}])
 def test_counts_and_module_agree_by_path(fields):
     rows = agree(small(**fields))
-    assert not [row for row in rows if not row.equal]
+    assert not [row for row in rows if not row.agrees]
     paths = {row.path for row in rows}
     assert {"params/encoder/relative_bias", "params/relative_bias", "params/layer/norm_cross",
             "flops/encoder/layer/attention/core", "flops/layer/cross/core",
@@ -267,7 +267,7 @@ def test_a_decoder_alone_may_have_relative_biases_too():
     attention = replace(arch.layers[0].attention, position=RelativeBias(8, 20))
     arch = replace(arch, layers=(replace(arch.layers[0], attention=attention),) * 2)
     model, target = build_decoder(arch).eval(), tokens(30, 1)
-    assert not [row for row in agree(arch) if not row.equal]
+    assert not [row for row in agree(arch) if not row.agrees]
     before = model(target)
     with torch.no_grad():
         model.relative_bias.weight += 3.0  # the same for all keys: shares stay what they are

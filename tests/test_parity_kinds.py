@@ -73,7 +73,7 @@ def spec_of(theirs) -> Arch:
 
 def assert_counts_agree(arch: Arch) -> None:
     """Parameters, bytes, forward and backward FLOPs, by path."""
-    assert [row for row in agree(arch) if not row.equal] == []
+    assert [row for row in agree(arch) if not row.agrees] == []
 
 
 def assert_parity(theirs, names, how=None, n_tokens: int = 23) -> Decoder:

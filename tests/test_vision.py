@@ -157,7 +157,7 @@ def small(**fields) -> Arch:
 ])  # fmt: skip
 def test_counts_and_module_agree_by_path(fields):
     rows = agree(small(**fields))
-    assert not [row for row in rows if not row.equal]
+    assert not [row for row in rows if not row.agrees]
     paths = {row.path for row in rows}
     assert {"flops/vision/patches", "params/vision/projector/linear_1"} <= paths
     behind = {path for path in paths if path.startswith("params/vision/unread/")}

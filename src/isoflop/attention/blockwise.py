@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from isoflop.attention.options import Options, four_axes, score_dtype
+from isoflop.attention.options import Options, four_axes, no_autocast, score_dtype
 from isoflop.attention.tiles import Grid, Part, Scores
 
 #: Queries and keys of a tile (benchmarks/attention_cpu.md): half a MiB of float32, so that the
@@ -53,7 +53,7 @@ class _Blockwise(torch.autograd.Function):
         tile: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
         grid = _grid(q_BTNH, k_BSKH, options, tile)
-        with torch.autocast(q_BTNH.device.type, enabled=False):
+        with no_autocast(q_BTNH.device):
             out_BTNH, lse_BKR = _forward(q_BTNH, k_BSKH, v_BSKH, options, grid)
         ctx.save_for_backward(q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BKR, sink_N, bias)
         ctx.options, ctx.grid = options.without_inputs(), grid
@@ -66,7 +66,7 @@ class _Blockwise(torch.autograd.Function):
         q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BKR, sink_N, bias = ctx.saved_tensors
         options, bias_too = ctx.options.with_inputs(sink_N, bias), ctx.needs_input_grad[4]
         flows = out_BTNH, lse_BKR, d_out_BTNH, d_lse_BTN
-        with torch.autocast(q_BTNH.device.type, enabled=False):
+        with no_autocast(q_BTNH.device):
             grads = _backward(q_BTNH, k_BSKH, v_BSKH, *flows, options, ctx.grid, bias_too)
         return *grads, None, None
 
@@ -147,7 +147,8 @@ def _forward(
                 peak = higher
             acc.div_(total.masked_fill(total == 0, 1.0)[..., None])
             lse_h[:, rows] = peak.add_(total.log_())
-    return _unpack(out, grid).to(q_BTNH.dtype), lse
+    # Laid out by token, so that whoever reads the heads side by side keeps no copy of it.
+    return _unpack(out, grid).to(q_BTNH.dtype).contiguous(), lse
 
 
 def _start(

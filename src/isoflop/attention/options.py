@@ -5,6 +5,7 @@ Letters: B batch · T query tokens · S key tokens · N heads.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -122,6 +123,13 @@ def four_axes(x: Tensor) -> Tensor:
 def _row(x: Tensor, i: int) -> Tensor:
     x = four_axes(x)
     return x[i : i + 1] if x.shape[0] > 1 else x
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast off; nothing on a device that knows none, as the meta device."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def score_dtype(dtype: torch.dtype) -> torch.dtype:

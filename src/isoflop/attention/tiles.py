@@ -92,8 +92,11 @@ class Grid:
     def _seen_blocks(
         self, queries: slice, start: int, end: int, options: Options
     ) -> Iterator[slice]:
-        """What a block mask leaves of a range of keys: neighbouring blocks are joined."""
-        if options.block_mask is None:
+        """What a block mask leaves of a range of keys: neighbouring blocks are joined.
+
+        On the meta device nobody knows which those are: all are taken.
+        """
+        if options.block_mask is None or options.block_mask.seen.is_meta:
             if start < end:
                 yield slice(start, end)
             return
@@ -202,7 +205,7 @@ class Scores:
             keys=slice(keys.start // size, -(-keys.stop // size)),
         )
         seen = blocks.of(self.blocks_BKGTS)
-        if bool(seen.all()):
+        if not seen.is_meta and bool(seen.all()):
             return
         seen = seen.repeat_interleave(size, 3).repeat_interleave(size, 4)
         t, w = queries.start % size, keys.start % size

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from isoflop.arch import Arch
+from isoflop.cli.agreement import check_zoo, render_rows
 from isoflop.cli.options import Count, Duration, Json, load_model
 from isoflop.cli.output import check_output, emit, note, say
 from isoflop.cli.progress import bar
@@ -17,14 +18,12 @@ from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.quantity.units import (
     format_bytes,
     format_count,
-    format_exact,
     format_seconds,
     format_si,
 )
 from isoflop.report.text import table
 
 if TYPE_CHECKING:
-    from isoflop.check.agree import Row
     from isoflop.check.run import RunCheck
     from isoflop.hardware.profile import Profile
 
@@ -137,9 +136,12 @@ def read_profile(path: Path) -> Profile:
 
 
 def check(
-    model: str,
+    model: str | None = None,
     /,
     *,
+    zoo: Annotated[bool, Parameter(negative="")] = False,
+    every: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    jobs: Count | None = None,
     run: Annotated[bool, Parameter(negative="")] = False,
     batch: Count | None = None,
     seq_len: Count | None = None,
@@ -149,10 +151,19 @@ def check(
 ) -> None:
     """Hold derived numbers against the built module, and a real run.
 
+    Parameters, buffers, bytes in memory and on disk, caches and FLOPs are to be equal; activations
+    saved for backward, under each policy of recomputing, to be within 2 %.
+
     Parameters
     ----------
     model
         A zoo name, a config.json or its folder, a TOML spec, or hf:ORG/NAME.
+    zoo
+        Check every named model instead.
+    every
+        Show every number, not only sums and differences.
+    jobs
+        Processes for --zoo; 2, or as many as there are cores, when not given.
     run
         Also train a few steps here: seconds and memory, predicted and measured.
     batch
@@ -164,14 +175,17 @@ def check(
     threads
         CPU threads of a calibration made first.
     """
-    from isoflop.check.agree import agree
-
     stated = {"batch": batch, "seq-len": seq_len, "profile": profile, "threads": threads}
     check_stated({name: value for name, value in stated.items() if value is not None}, run=run)
+    check_named(model, zoo=zoo, run=run, jobs=jobs)
+    if model is None:
+        return check_zoo(jobs, every=every, as_json=as_json)
+    from isoflop.check.agree import agree
+
     arch = load_model(model)
     known = None if profile is None else read_profile(profile)
     rows = agree(arch)
-    wrong = [row for row in rows if not row.equal]
+    wrong = [row for row in rows if not row.agrees]
     data: dict[str, Any] = {
         "model": arch.name,
         "rows": [row.to_json() for row in rows],
@@ -183,11 +197,31 @@ def check(
     if as_json:
         emit("check", data)
     else:
-        say(render_rows(arch, rows, wrong))
+        say(render_rows(arch, rows, every=every))
         if ran is not None:
             say(render_run(ran))
     if wrong:
         raise Infeasible(f"{arch.name}: {len(wrong)} of {len(rows)} numbers disagree")
+    return None
+
+
+def check_named(model: str | None, *, zoo: bool, run: bool, jobs: int | None) -> None:
+    """Refuse what names no model or more than is meant.
+
+    Raises:
+        InputError: neither a model nor --zoo, both, or what goes with the other alone.
+    """
+    bad = []
+    if model is None and not zoo:
+        bad.append(Problem("MODEL", "nothing", "is named, or --zoo is given"))
+    if model is not None and zoo:
+        bad.append(Problem("MODEL", model, "is not named with --zoo, which checks every model"))
+    if run and zoo:
+        bad.append(Problem("--run", "given", "goes with one model"))
+    if jobs is not None and not zoo:
+        bad.append(Problem("--jobs", jobs, "goes with --zoo"))
+    if bad:
+        raise InputError("check", bad)
 
 
 def check_stated(stated: Mapping[str, object], *, run: bool) -> None:
@@ -241,24 +275,6 @@ def run_json(ran: RunCheck) -> dict[str, Any]:
     data = ran.to_json()
     operators = [{"path": path, **seconds} for path, seconds in data.pop("rows").items()]
     return {"run": {**data.pop("run"), **data}, "operators": operators}
-
-
-def render_rows(arch: Arch, rows: tuple[Row, ...], wrong: list[Row]) -> str:
-    """The totals, and every row that disagrees."""
-    totals = [row for row in rows if "/" not in row.path]
-    header = ["", "derived", "built", ""]
-    lines = [
-        [f"  {row.path}", format_exact(row.derived), format_exact(row.built), _mark(row)]
-        for row in [*totals, *(row for row in wrong if row not in totals)]
-    ]
-    return (
-        f"{arch.name}: {len(rows)} numbers derived from the spec and counted on the built module, "
-        f"{len(wrong)} disagree\n{table(lines, header, 'lrrl')}"
-    )
-
-
-def _mark(row: Row) -> str:
-    return "equal" if row.equal else f"off by {format_exact(row.derived - row.built)}"
 
 
 def render_run(ran: RunCheck) -> str:

@@ -28,7 +28,7 @@ from isoflop.count.memory_split import Shards
 from isoflop.count.memory_stack import STACKS, MemoryStack, overhead, stack_of
 from isoflop.count.memory_state import OPTIMIZERS, TRAINING_STATES, Optimizer, TrainingState
 from isoflop.count.memory_weights import FORMATS, Format, bytes_weights
-from isoflop.count.params import CONVENTIONS, Convention, params
+from isoflop.count.params import CONVENTIONS, Convention, buffers, params
 from isoflop.count.traffic import Task, tasks
 from isoflop.count.workload import Precision, Workload
 
@@ -59,6 +59,7 @@ __all__ = [
     "Trained",
     "TrainingState",
     "Workload",
+    "buffers",
     "bytes_kv_cache",
     "bytes_saved",
     "bytes_weights",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 from isoflop.arch.spec import Arch
-from isoflop.count.blocks import Part, Saved, describe
+from isoflop.count.blocks import CAPPED, Part, Saved, describe
 from isoflop.count.operators import Core, Loss, Pointwise
 from isoflop.count.workload import Precision, Workload
 from isoflop.quantity import Basis, Expr, Node, Symbol, branch, leaf, maximum, number, total
@@ -25,9 +25,13 @@ RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 #: the activations' precision. fused: chunks, nothing is kept.
 LossKernel: TypeAlias = Literal["in_place", "eager", "autocast", "same", "fused"]
 
-#: Saved tensors that an activation function gives again: its output, and a gate's factor.
-GATE_FACTOR = ("activation", "gate")
-REBUILT = frozenset({("down", "input"), GATE_FACTOR})
+#: What an activation function keeps beside what goes into it, where each of its operations is a
+#: kernel of its own: a gate's factor, and steps on the way.
+STEPS = frozenset({"gate", "sigmoid", "clamped gate", "clamped up"})
+#: Saved tensors that an activation function gives again.
+REBUILT = frozenset(
+    {("down", "input"), ("activation", "mask"), *(("activation", name) for name in STEPS)}
+)
 SMALL = frozenset({"statistics", "log-sum-exp"})
 
 #: LoRA's input after dropout: of the first update of a block, and of others there. Where one
@@ -45,7 +49,8 @@ class Kernels:
 
     Attributes:
         scores: attention keeps the probabilities of all pairs (no flash attention).
-        gate_factor: a gated activation keeps its factor, as separate kernels do.
+        gate_factor: an activation keeps what it makes on the way, a gate's factor above all, as
+            separate kernels do.
         bytes_mask: of one element of a dropout mask; None where masks take the
             activations' precision.
         norm_copies: RMSNorm keeps its input in fp32, and that normalised, in place of the input.
@@ -121,11 +126,11 @@ class Keeping:
 
     def _keeps(self, part: Part, saved: Saved) -> bool:
         place = (part.name, saved.name)
-        if isinstance(part.operator, Loss):
+        if isinstance(part.operator, Loss) or saved.name == CAPPED:
             return self.kernels.loss != "fused"
         if saved.name in SMALL:
             return self.kernels.statistics
-        if place == GATE_FACTOR and not self.kernels.gate_factor:
+        if part.name == "activation" and saved.name in STEPS and not self.kernels.gate_factor:
             return False
         if saved.name.startswith(DROPPED[1]) and self.kernels.fused_qkv and saved.axis == "model":
             return False
@@ -151,6 +156,8 @@ class Keeping:
         match saved.kind:
             case "fp32":
                 return (fp32,)
+            case "beside fp32":
+                return (number(0) if self.activation is Precision.FP32 else own,)
             case "index":
                 return (Symbol("bytes_index", 8, meaning="bytes of a token id"),)
             case "mask" | "mask_scores" if self.kernels.bytes_mask is not None:

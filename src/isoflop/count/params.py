@@ -32,6 +32,28 @@ def params(arch: Arch, *, active: bool = False) -> Node:
     return _fold(describe(arch, _ANY), active, root=True)
 
 
+def buffers(arch: Arch) -> Node | None:
+    """Numbers that are stored with the weights and not trained, by path; None where there are none.
+
+    >>> from isoflop.arch import zoo
+    >>> buffers(zoo.entry("deepseek-v3").arch).value  # a correction per expert of 58 layers
+    14848
+    """
+    root = describe(arch, _ANY)
+    return _buffers(root) if _has_buffers(root) else None
+
+
+def _buffers(part: Part) -> Node:
+    if part.buffers:
+        return leaf(part.name, "buffers", total(b.size for b in part.buffers), times=part.times)
+    below = [_buffers(p) for p in part.parts if _has_buffers(p)]
+    return branch(part.name, "buffers", below, times=part.times)
+
+
+def _has_buffers(part: Part) -> bool:
+    return bool(part.buffers) or any(map(_has_buffers, part.parts))
+
+
 def _fold(part: Part, active: bool, *, root: bool = False) -> Node:
     name = "params" if root else part.name
     times = part.active if active and part.active is not None else part.times

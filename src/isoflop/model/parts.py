@@ -192,8 +192,12 @@ class FeedForwardModule(nn.Module):
         self.down = Linear(spec.d_ff, d_model, spec.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        up_BTF: Tensor = self.up(x_BTD)
         gate_BTF = None if self.gate is None else self.gate(x_BTD)
+        up_BTF: Tensor = self.up(x_BTD)
+        return self.shrink(up_BTF, gate_BTF)
+
+    def shrink(self, up_BTF: Tensor, gate_BTF: Tensor | None) -> Tensor:
+        """What stands between the matrices, and back to the stream's width."""
         h_BTF = hidden_unit(self.activation, up_BTF, gate_BTF)
         h_BTF = F.dropout(h_BTF, self.dropout, self.training)
         y_BTD: Tensor = self.down(h_BTF)

@@ -21,7 +21,7 @@ def rms_norm(x_D: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     plain operations 9.4 to 9.8, this form 4.3, F.layer_norm 2.4.
     """
     wide = x_D.dtype in (torch.float32, torch.float64) and x_D.dtype == weight_D.dtype
-    if wide and x_D.device.type == "cpu":
+    if wide and x_D.device.type in ("cpu", "meta"):
         return _cpu_rms_norm(x_D, weight_D, eps)
     return F.rms_norm(x_D, weight_D.shape, weight_D.to(x_D.dtype), eps)
 

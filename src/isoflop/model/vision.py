@@ -64,13 +64,13 @@ class ProjectorModule(nn.Module):
         hidden = d_model if spec.d_hidden is None else spec.d_hidden
         widths = [width, *[hidden] * (spec.n_maps - 1), d_model]
         for i in range(spec.n_maps):
+            if i:
+                self.add_module(f"activation_{i}", nn.GELU())
             self.add_module(f"linear_{i + 1}", Linear(widths[i], widths[i + 1], spec.bias))
 
     def forward(self, x_IPW: Tensor) -> Tensor:
-        norm, *maps = self.children()
-        x_IPW = norm(x_IPW)
-        for i, linear in enumerate(maps):
-            x_IPW = linear(F.gelu(x_IPW) if i else x_IPW)
+        for step in self.children():
+            x_IPW = step(x_IPW)
         return x_IPW
 
 

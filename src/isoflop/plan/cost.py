@@ -94,7 +94,7 @@ def sums(part: Part) -> tuple[Expr, ...]:
             return (writes,)  # the stream is read by the block and by the sum
         case Matmul(rows, inner, cols) if part.name == "head" and not part.weights:
             return (inner * cols,)  # a tied matrix
-        case Matmul(rows, inner) if not part.saved and part.name != "out":
+        case Matmul(rows, inner) if not part.saved and part.name not in ("out", "down"):
             return (rows * inner,)  # an input that a sibling keeps: k and v, or up
         case _:
             return ()

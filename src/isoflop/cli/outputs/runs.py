@@ -11,10 +11,25 @@ from isoflop.cli.outputs.laws import FitBody
 
 
 class Row(Out):
+    """`agrees`: equal, or no further apart than is allowed; `reason`: why the two differ."""
+
     path: str
     derived: int
     built: int
     equal: bool
+    agrees: bool
+    reason: str
+
+
+class Agreement(Out):
+    """One model of --zoo: its sums, and the paths that disagree."""
+
+    model: str
+    numbers: int
+    disagreements: int
+    refused: str
+    totals: list[Row]
+    wrong: list[Row]
 
 
 class Compared(BaseModel):
@@ -75,9 +90,13 @@ class Calibrate(Command):
 
 
 class Check(Command):
-    model: str
-    rows: list[Row]
+    """Of one model (`model`, `rows`), or with --zoo of all (`models`, `refused`)."""
+
+    model: str | None = None
+    rows: list[Row] | None = None
     disagreements: int
+    models: list[Agreement] | None = None
+    refused: int | None = None
     run: RunCheck | None = None
     operators: list[OperatorSeconds] | None = None
 

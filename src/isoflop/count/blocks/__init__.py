@@ -10,12 +10,14 @@ The paths (`layer/attention/k`) are those of the built module, which is written
 independently; `isoflop check` holds the two against each other.
 """
 
+from isoflop.count.blocks.ends import CAPPED
 from isoflop.count.blocks.feed_forward import dense_parts
 from isoflop.count.blocks.part import Ground, Part, Saved, Scope, Weight, linear
 from isoflop.count.blocks.towers import beside
 from isoflop.count.blocks.whole import describe, names_of
 
 __all__ = [
+    "CAPPED",
     "Ground",
     "Part",
     "Saved",

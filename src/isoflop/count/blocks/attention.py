@@ -60,14 +60,16 @@ def _core_part(
     """Scores and weighted values. Transformer-XL scores each key twice: itself and its distance."""
     queries = ground.tokens * N * H
     scored = 2 * H if isinstance(spec.position, RelativeProjection) else H
-    kept = (
+    kept = [
         Saved("queries", queries, axis="heads"),
         Saved("keys and values", 2 * keys, axis="kv_heads"),
         Saved("output", queries, axis="heads"),
         Saved("log-sum-exp", ground.tokens * N, "fp32", "heads"),
-    )
+    ]
+    if isinstance(spec.position, RelativeProjection):
+        kept += _by_distance(ground, N, H)
     core = Core(ground.B, N, K, ground.T, seen, ground.S, scored, H)
-    return Part("core", (), core, kept, kept_by_some=scores(ground, N, spec.dropout))
+    return Part("core", (), core, tuple(kept), kept_by_some=scores(ground, N, spec.dropout))
 
 
 def scores(ground: Ground, N: Expr, dropout: float) -> tuple[Saved, ...]:
@@ -89,21 +91,34 @@ def _told_positions(ground: Ground, spec: Attention, N: Expr, H: Expr) -> list[P
         case RelativeProjection():
             into, heads = ("model", ground.D), ("heads", N * H)
             vectors = (Weight("u", (heads,)), Weight("v", (heads,)))
-            # Sines and cosines are constants: the map's weights have a gradient, its input none.
-            waves = linear(
-                ground, "distances", into, heads, bias=False, rows=ground.S, input_fixed=True
-            )
-            parts.append(waves)
+            # Sines and cosines are constants, made once for all layers: the map's weights have a
+            # gradient, its input none.
+            parts.append(
+                linear(ground, "distances", into, heads, bias=False, rows=ground.S,
+                       keep_input=False, input_fixed=True)
+            )  # fmt: skip
             parts.append(Part("distance_biases", vectors))
     if spec.sinks:
         parts.append(Part("sinks", (Weight("weight", (("heads", N),)),)))
     return parts
 
 
+def _by_distance(ground: Ground, N: Expr, H: Expr) -> tuple[Saved, ...]:
+    """Scores of distances have a gradient, so no kernel makes them again: they wait, as does what
+    they were made of.
+    """
+    scored = Saved("scores of distances", ground.tokens * N * ground.S, axis="heads")
+    queries = Saved("queries for distances", ground.tokens * N * H, axis="heads")
+    return (scored, queries, Saved("distances", ground.S * N * H, axis="heads"))
+
+
 def bias_table(ground: Ground, name: str, position: RelativeBias, N: Expr) -> Part:
     """T5's bias per distance bucket and head."""
     buckets = ground.scope("n_buckets", position.n_buckets, "buckets of distance")
-    return Part(name, (Weight("weight", (("bucket", buckets), ("heads", N))),))
+    # Every pair of a sequence has a bucket and biases, the same in all of a batch.
+    pairs = ground.T * ground.S
+    kept = Saved("buckets", pairs, "index"), Saved("biases", pairs * N, axis="heads")
+    return Part(name, (Weight("weight", (("bucket", buckets), ("heads", N))),), saved=kept)
 
 
 def cross_part(ground: Ground, spec: Attention, source: Expr, *, cached: bool) -> Part:

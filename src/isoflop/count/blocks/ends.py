@@ -8,6 +8,9 @@ from isoflop.count.blocks.part import Ground, Part, Saved, Weight, dropped, line
 from isoflop.count.operators import Gather, Loss, Matmul, Pointwise
 from isoflop.quantity import Expr
 
+#: What the soft cap of logits keeps: their tanh.
+CAPPED = "capped logits"
+
 
 def embedding_part(ground: Ground, arch: Arch, rows: Expr) -> Part:
     spec, D = arch.embedding, ground.D
@@ -58,8 +61,10 @@ def _logits(name: str, ground: Ground, arch: Arch, width: Expr, rows: Expr) -> P
     if arch.head.bias:
         weights.append(Weight("bias", (("vocab", rows),)))
     axis = "model" if width is ground.D else "embed"
-    saved = Saved("input", ground.tokens * width, axis=axis)
-    return Part(name, tuple(weights), Matmul(ground.tokens, width, rows), (saved,))
+    saved = [Saved("input", ground.tokens * width, axis=axis)]
+    if arch.head.softcap is not None:
+        saved.append(Saved(CAPPED, ground.tokens * rows, axis="vocab"))
+    return Part(name, tuple(weights), Matmul(ground.tokens, width, rows), tuple(saved))
 
 
 def loss_part(ground: Ground, vocabulary: Expr) -> Part:

@@ -50,10 +50,11 @@ def _wire(ground: Ground, layer: Layer, source: Source | None) -> list[Part]:
 
 
 def _normed(ground: Ground, layer: Layer, name: str, block: Part) -> list[Part]:
-    """A block and the norms that stand at it."""
+    """A block and the norms that stand at it; two norms of one input keep it once."""
+    keeps = layer.wiring is not Wiring.PARALLEL_TWO_NORMS or name == "feed_forward"
 
     def norm(place: str) -> Part:
-        return norm_part(ground, f"norm_{place}", layer.norm)
+        return norm_part(ground, f"norm_{place}", layer.norm, keep_input=keeps)
 
     match layer.wiring:
         case Wiring.PRE | Wiring.PARALLEL_TWO_NORMS:

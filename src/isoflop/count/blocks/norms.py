@@ -17,10 +17,12 @@ def norm_part(
     copies: Expr | None = None,
     *,
     axis: str = "model",
+    keep_input: bool = True,
 ) -> Part:
     """A normalisation: its vectors, one pass over the data, input and statistics kept.
 
-    `copies` is set where each head has vectors of its own; `axis` is that of the input.
+    `copies` is set where each head has vectors of its own; `axis` is that of the input, which is
+    kept unless a sibling keeps the same one.
     """
     width = ground.D if width is None else width
     rows = ground.tokens if rows is None else rows
@@ -33,12 +35,9 @@ def norm_part(
             kind, statistics = "layer_norm", 2
         case RmsNorm():
             names, kind, statistics = ["weight"], "rms_norm", 1
-    return Part(
-        name,
-        tuple(Weight(n, axes) for n in names),
-        Pointwise(kind, reads=rows * width, writes=rows * width, rows=rows),
-        (
-            Saved("input", rows * width, axis=axis),
-            Saved("statistics", statistics * rows, "fp32", axis),
-        ),
-    )
+    kept = [Saved("input", rows * width, axis=axis)] if keep_input else []
+    if copies is not None:  # no kernel has weights of two axes: they are multiplied with apart
+        kept.append(Saved("normalised", rows * width, axis=axis))
+    kept.append(Saved("statistics", statistics * rows, "fp32", axis))
+    work = Pointwise(kind, reads=rows * width, writes=rows * width, rows=rows)
+    return Part(name, tuple(Weight(n, axes) for n in names), work, tuple(kept))

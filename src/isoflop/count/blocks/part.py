@@ -35,7 +35,8 @@ class Weight:
 class Saved:
     """A tensor kept from forward to backward.
 
-    `kind` says how it is stored, `axis` what its width is, in the words of weights' axes.
+    `kind` says how it is stored, `axis` what its width is, in the words of weights' axes. One
+    "beside fp32" has a copy in fp32 that another part keeps, and is it where activations are fp32.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Part:
 
     `times` copies exist, `active` of them work on a given token (they differ only for
     experts). `saved` is what every kernel keeps, `kept_by_some` what only some do: scores
-    and dropout masks.
+    and dropout masks. `buffers` are stored with the weights, always in fp32, and not trained.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Part:
     times: Expr = field(default_factory=lambda: number(1))
     active: Expr | None = None
     kept_by_some: tuple[Saved, ...] = ()
+    buffers: tuple[Weight, ...] = ()
 
     @property
     def is_layer(self) -> bool:
@@ -129,15 +131,16 @@ def linear(
     rows: Expr | None = None,
     keep_input: bool = True,
     input_fixed: bool = False,
+    kind: str = "activation",
 ) -> Part:
     """A matrix with an optional bias; the input is kept unless a sibling keeps the same one.
 
-    `input_fixed`: the input depends on no weight.
+    `input_fixed`: the input depends on no weight. `kind` is how the input is kept.
     """
     rows = ground.tokens if rows is None else rows
     weights = [Weight("weight", (into, out))]
     if bias:
         weights.append(Weight("bias", (out,)))
-    saved = (Saved("input", rows * into[1], axis=into[0]),) if keep_input else ()
+    saved = (Saved("input", rows * into[1], kind, into[0]),) if keep_input else ()
     operator = Matmul(rows, into[1], out[1], bias=bias, input_fixed=input_fixed)
     return Part(name, tuple(weights), operator, saved)

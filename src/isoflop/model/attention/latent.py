@@ -83,7 +83,8 @@ class LatentAttentionModule(nn.Module):
         both_BTNX = torch.unflatten(self.kv_up(latent_BTC), -1, (-1, nope + value))
         k_nope, v_BTNW = torch.split(both_BTNX, [nope, value], dim=-1)
         k_BTNR = k_BT1R.expand(-1, -1, k_nope.shape[2], -1)
-        return torch.cat((k_nope, k_BTNR), dim=-1), v_BTNW
+        # Keys are a copy now; a view of values would keep what they were cut from.
+        return torch.cat((k_nope, k_BTNR), dim=-1), v_BTNW.contiguous()
 
 
 def softmax_scale(spec: LatentAttention) -> float:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.arch.spec import Dense, Experts
+from isoflop.model.experts.combine import combine
 from isoflop.model.experts.dispatch import Dispatch, Dropless, RoundRobin, deal, make_plan
 from isoflop.model.experts.grouped import grouped_linear
 from isoflop.model.experts.router import Router, Routing
@@ -61,8 +62,7 @@ class ExpertsModule(nn.Module):
         if plan.kept is not None:
             gates_R = gates_R * plan.kept
         y_RD: Tensor = self.experts(x_MD.index_select(0, token_R), plan.ends)
-        y_RD = y_RD * gates_R[:, None].to(y_RD.dtype)
-        return y_RD.new_zeros(x_MD.shape).index_add(0, token_R, y_RD)
+        return combine(y_RD, gates_R.to(y_RD.dtype), token_R, len(x_MD))
 
 
 class ExpertStack(nn.Module):
@@ -78,7 +78,11 @@ class ExpertStack(nn.Module):
 
     def forward(self, x_RD: Tensor, ends_E: Tensor) -> Tensor:
         gate_RF = None if self.gate is None else self.gate(x_RD, ends_E)
-        h_RF = hidden_unit(self.spec.activation, self.up(x_RD, ends_E), gate_RF)
+        return self.shrink(self.up(x_RD, ends_E), gate_RF, ends_E)
+
+    def shrink(self, up_RF: Tensor, gate_RF: Tensor | None, ends_E: Tensor) -> Tensor:
+        """What stands between the matrices, and back to the stream's width."""
+        h_RF = hidden_unit(self.spec.activation, up_RF, gate_RF)
         h_RF = F.dropout(h_RF, self.spec.dropout, self.training)
         y_RD: Tensor = self.down(h_RF, ends_E)
         return y_RD

@@ -6,7 +6,6 @@ are free.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.arch.spec import Experts
+from isoflop.attention.options import no_autocast
 from isoflop.errors import InputError, Problem
 
 
@@ -101,7 +101,7 @@ class Router(nn.Module):
     def _logits(self, x_BTD: Tensor) -> Tensor:
         wide = torch.promote_types(x_BTD.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(wide)
-        with _no_autocast(x_BTD.device.type):
+        with no_autocast(x_BTD.device):
             return F.linear(x_BTD.to(wide), self.weight.to(wide), bias)
 
     def _within_best_groups(self, scores_BTE: Tensor) -> Tensor:
@@ -116,9 +116,3 @@ class Router(nn.Module):
         best = worth_BTG.topk(self.spec.n_active_groups, dim=-1).indices
         shut_BTG = torch.ones_like(worth_BTG, dtype=torch.bool).scatter(-1, best, value=False)
         return scores_BTGX.masked_fill(shut_BTG[..., None], -torch.inf).flatten(-2)
-
-
-def _no_autocast(device: str) -> AbstractContextManager[object]:
-    if torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()  # the meta device knows none

@@ -7,6 +7,7 @@ too, but not that a name is given once, and it does not say which file was cut a
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,23 @@ class Entry:
     def dtype(self) -> torch.dtype | None:
         """None where it is no number that weights are kept in."""
         return DTYPES.get(self.kind)
+
+
+def bytes_of_file(tensors: Mapping[str, torch.Tensor]) -> int:
+    """The size of the file that `save_file` writes of tensors, which need not be anywhere.
+
+    The library writes wider kinds first, then by name, and fills the header up with spaces to a
+    multiple of 8 bytes (github.com/huggingface/safetensors, safetensors/src/tensor.rs, prepare).
+    """
+    kinds = {dtype: kind for kind, dtype in DTYPES.items()}
+    said: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda x: (-x[1].element_size(), x[0])):
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        place = {"shape": list(tensor.shape), "data_offsets": [begin, end]}
+        said[name] = {"dtype": kinds[tensor.dtype], **place}
+    header = len(json.dumps(said, separators=(",", ":"), ensure_ascii=False).encode())
+    return LENGTH + -(-header // LENGTH) * LENGTH + end
 
 
 def read_header(path: Path) -> dict[str, Entry]:

@@ -63,6 +63,26 @@ def save_model(
     write_folder(Path(folder), said, paired, tensors, dtypes, max_shard_bytes)
 
 
+def tensors_of_files(
+    model: Decoder | EncoderDecoder, *, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> list[dict[str, Tensor]]:
+    """The tensors of each file that `save_model` would write, without their numbers.
+
+    Raises:
+        InputError: no family can say the model's spec.
+    """
+    table = table_of(to_hf(model.arch)["model_type"], model.arch)
+    paired = pairs(table, model.arch, shapes_of(model))
+    dtypes = {name: x.dtype for name, x in model.state_dict().items()}
+    unborn = {
+        name: torch.empty(shape, dtype=dtypes[next(iter(pair.ours))], device="meta")
+        for pair in paired
+        for name, shape in pair.theirs.items()
+    }
+    shards = _shards(paired, dtypes, max_shard_bytes)
+    return [{name: unborn[name] for name in names} for names in shards]
+
+
 def write_folder(
     folder: Path,
     config: Mapping[str, Any],

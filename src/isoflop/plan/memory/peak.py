@@ -145,10 +145,14 @@ def _kept(part: Part) -> Iterator[Saved]:
     """What PyTorch keeps on a CPU, dropout masks in the activations' precision.
 
     Its fused attention cannot drop: a core with dropout keeps every pair instead of the
-    log-sum-exp.
+    log-sum-exp. Steps are in fp32, so that no tensor stands beside its fp32 copy.
     """
     every_pair = any(saved.kind == "mask_scores" for saved in part.kept_by_some)
-    yield from (s for s in part.saved if not (every_pair and s.name == "log-sum-exp"))
+    yield from (
+        s
+        for s in part.saved
+        if not (every_pair and s.name == "log-sum-exp") and s.kind != "beside fp32"
+    )
     yield from (s for s in part.kept_by_some if every_pair or s.kind == "mask")
 
 

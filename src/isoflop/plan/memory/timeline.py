@@ -188,6 +188,8 @@ def _of_matrices(part: Part, split: Callable[[str], Expr], times: Value = 1) -> 
         axis, _ = part.weights[0].axes[-1]
         yield times * (part.operator.rows * part.operator.cols / split(axis)).value
         yield from (times * (s.size / split(s.axis)).value for s in part.saved if s.name == "input")
+        if part.name == "down" and not part.saved:  # relu has kept it
+            yield times * (part.operator.rows * part.operator.inner / split("ff")).value
     if isinstance(part.operator, Core):  # its output is what the next matrix reads
         core = part.operator
         output = core.batch * core.heads * core.queries * core.d_value

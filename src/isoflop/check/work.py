@@ -1,0 +1,77 @@
+"""FLOPs of a built model, forward and backward by path, by PyTorch's own counter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from isoflop.arch import Arch
+from isoflop.check.paths import AtWork, Shallow
+from isoflop.check.row import Row, leaf_values, rows
+from isoflop.count import Workload, flops_backward, flops_forward
+from isoflop.model import EncoderDecoder, Images, VisionDecoder, build
+
+#: Shapes are what is compared, not speed: a few tokens show every product. An encoder reads
+#: more of them than a decoder, so that neither is taken for the other.
+BATCH, SEQ_LEN, SOURCE_LEN = 2, 32, 48
+
+
+def flops_rows(arch: Arch, shallow: Shallow) -> Iterator[Row]:
+    """Forward and backward FLOPs by path, of a model without weights."""
+    work = sample_of(arch, SEQ_LEN, SOURCE_LEN)
+    module = build(shallow.arch, device="meta")
+    forward, backward = count_flops(module.eval(), inputs_for(module, work))
+    yield from rows("flops", leaf_values(flops_forward(arch, work)), shallow.by_path(forward))
+    derived = leaf_values(flops_backward(arch, work))
+    yield from rows("flops_backward", derived, shallow.by_path(backward))
+
+
+def sample_of(arch: Arch, seq_len: int, source_len: int) -> Workload:
+    """A batch of so many tokens, to which an image's are added."""
+    if arch.encoder is not None:
+        return replace(Workload.train(BATCH, seq_len), source_len=source_len)
+    if arch.vision is not None:
+        seq_len += (arch.vision.image // arch.vision.patch) ** 2
+    return Workload.train(BATCH, seq_len)
+
+
+def count_flops(
+    module: nn.Module, inputs: tuple[Any, ...]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """FLOPs of forward and of backward that each module does itself, by its dotted name.
+
+    The math backend is forced: fused kernels on a CPU report no FLOPs at all.
+    """
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = AtWork(module)  # type: ignore[assignment]  # it asks for `parents` alone
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        loss = module.loss(*inputs)  # type: ignore[operator]
+        forward = _totals(counter)
+        loss.backward()
+    both = _totals(counter)
+    return forward, {name: both[name] - forward.get(name, 0) for name in both}
+
+
+def _totals(counter: FlopCounterMode) -> dict[str, int]:
+    counts = counter.get_flop_counts()
+    return {name: sum(own.values()) for name, own in counts.items() if name != "Global"}
+
+
+def inputs_for(module: nn.Module, work: Workload) -> tuple[Any, ...]:
+    """What `loss` takes, on the meta device: tokens and targets, and what is read beside them."""
+    tokens = torch.zeros(work.batch, work.seq_len, dtype=torch.int64, device="meta")
+    if isinstance(module, EncoderDecoder):
+        source = tokens.new_zeros(work.batch, int(work.source.value))
+        return source, tokens, tokens
+    if isinstance(module, VisionDecoder):
+        spec = module.vision.spec
+        shape = (work.batch * work.images, spec.channels, spec.image, spec.image)
+        pixels = torch.zeros(shape, device="meta")
+        return tokens, tokens, Images(pixels, tokens.bool())
+    return tokens, tokens
