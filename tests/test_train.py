@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from isoflop.arch import llama
+from isoflop.arch.families import gpt_oss, stablelm
 from isoflop.errors import InputError
+from isoflop.model import build
 from isoflop.runs import read_metrics
 from isoflop.train import Recipe, loop, parse_recipe, read_recipe
 from isoflop.train.data import ByteCorpus
@@ -115,6 +117,25 @@ def test_only_matrices_decay():
     for name, parameter in model.named_parameters():
         share = 0.5 if name in {"0.weight", "2.weight"} else 1.0
         torch.testing.assert_close(parameter.detach(), before[name] * share)
+
+
+def test_biases_of_experts_norms_of_heads_and_sinks_do_not_decay():
+    shape = {"d_model": 8, "n_layers": 1, "n_heads": 2, "d_ff": 4, "vocab_size": 9,
+             "max_seq_len": 8}  # fmt: skip
+    for arch in (
+        gpt_oss("oss", n_experts=3, n_active=2, **shape),
+        stablelm("lm", qk_norm=True, **shape),
+    ):
+        model = build(arch)
+        groups = adamw(model, RECIPE).param_groups
+        decaying = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+        left = {name for name, p in model.named_parameters() if id(p) not in decaying}
+        vectors = {name for name, p in model.named_parameters() if p.ndim < 2}
+        kept_whole = {
+            "oss": {f"layers.0.feed_forward.experts.{x}.bias" for x in ("gate", "up", "down")},
+            "lm": {f"layers.0.attention.{x}_norm.weight" for x in "qk"},
+        }
+        assert left == vectors | kept_whole[arch.name]
 
 
 def test_a_step_is_adam_on_the_clipped_gradient():

@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any
 
 from torch import nn
@@ -23,6 +24,12 @@ from torch.profiler import ProfilerActivity, profile
 #: Opens the name of a module's range, so that no operation is taken for one.
 MARK = "module:"
 EVALUATE = "autograd::engine::evaluate_function: "
+
+#: The head and the loss in one, some rows at a time (isoflop.model.loss). Of each three
+#: products the first makes logits, the others gradients.
+BY_ROWS = "_LossByRows"
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::matmul")
+PHASES_OF_HEAD = ("forward/head", "backward/head", "backward/head")
 
 #: Work that no module of its own does: the module around it, a sign in the operation's
 #: name ("" for any), and the last step of the path in the count trees.
@@ -58,10 +65,13 @@ def trace(model: nn.Module, step: Callable[[int], Any], repeats: int) -> Rows:
     rows: Rows = defaultdict(float)
     starts: list[int] = []
     owners: list[str] = []
+    of_head = cycle(PHASES_OF_HEAD)
     # `events` lists ranges before what is inside them; names nest by time.
     for event in sorted(_operations(found.events()), key=lambda e: e.time_range.start):
-        seconds = event.time_range.elapsed_us() * 1e-6 / repeats
-        if event.name.startswith(EVALUATE):
+        seconds = _microseconds(event) * 1e-6 / repeats
+        if _is_in(event, BY_ROWS):
+            rows[next(of_head) if event.name in PRODUCTS else "forward/loss"] += seconds
+        elif event.name.startswith(EVALUATE):
             rows[f"backward/{_owner(event, starts, owners)}"] += seconds
         elif event.name.startswith(("Optimizer", "aten::_foreach", "aten::_fused")):
             rows["optimizer"] += seconds
@@ -74,11 +84,22 @@ def trace(model: nn.Module, step: Callable[[int], Any], repeats: int) -> Rows:
 
 
 def _operations(events: Any) -> Iterator[Any]:
-    """Operations that no other operation called; modules' ranges do not count as such."""
+    """Operations that no other operation called; ranges do not count as such."""
     for event in events:
-        parent = event.cpu_parent
-        if not event.name.startswith(MARK) and (parent is None or parent.name.startswith(MARK)):
+        outermost = event.cpu_parent is None or _is_in(event, MARK) or _is_in(event, BY_ROWS)
+        if outermost and not event.name.startswith(MARK):
             yield event
+
+
+def _is_in(event: Any, name: str) -> bool:
+    """Whether the range or operation of that name called it."""
+    return event.cpu_parent is not None and event.cpu_parent.name.startswith(name)
+
+
+def _microseconds(event: Any) -> float:
+    """Of an operation; the head and the loss in one count what they do not call others for."""
+    whole: float = event.time_range.elapsed_us()
+    return float(event.self_cpu_time_total) if event.name == BY_ROWS else whole
 
 
 def _owner(event: Any, starts: list[int], owners: list[str]) -> str:

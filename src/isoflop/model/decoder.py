@@ -9,14 +9,17 @@ Letters: B batch · T tokens · D d_model · V vocab_size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from isoflop.arch.spec import Arch, Learned
 from isoflop.errors import InputError, Problem
-from isoflop.model.attention import contexts
+from isoflop.model.attention import Context, contexts
 from isoflop.model.layer import make_layer
-from isoflop.model.parts import EmbeddingModule, make_head, make_norm, mean_loss
+from isoflop.model.loss import head_loss
+from isoflop.model.parts import EmbeddingModule, make_head, make_norm
 from isoflop.model.relative_bias import make_relative_bias, stack_bias
 
 
@@ -35,29 +38,51 @@ class Decoder(nn.Module):
         self.final_norm = make_norm(arch.final_norm, arch.d_model)
         self.head = make_head(arch)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Logits [B, T, V] of the token after each; padded rows of the head are cut off.
+    def forward(self, tokens_BT: Tensor, *, targets_BT: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V] of the token after each, or with targets their `loss`.
+
+        Padded rows of the head are cut off.
 
         Raises:
             InputError: more tokens than there are learned positions.
         """
-        return self.logits(self._embed(tokens_BT))
+        x_BTD = self._embed(tokens_BT)
+        return self.logits(x_BTD) if targets_BT is None else self.loss_of(x_BTD, targets_BT)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Logits [B, T, V] from embedded tokens."""
-        told = contexts(self.arch, x_BTD, stack_bias(self.relative_bias, x_BTD.shape[1]))
-        for spec, layer in zip(self.arch.layers, self.layers, strict=True):
-            x_BTD = layer(x_BTD, told[spec.name])
-        x_BTD = self.final_norm(x_BTD)
-        logits_BTV: Tensor = self.head(x_BTD, self.embedding.tokens.weight)
-        return logits_BTV[..., : self.arch.vocab_size]
+        return self.read_out(self._through_all(x_BTD))
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross entropy in nats per token, in at least single precision.
 
         A target of -100 is left out of the mean.
         """
-        return mean_loss(self(tokens_BT), targets_BT)
+        loss: Tensor = self(tokens_BT, targets_BT=targets_BT)
+        return loss
+
+    def loss_of(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """The loss from embedded tokens."""
+        embedding_VD = self.embedding.tokens.weight
+        return head_loss(
+            self.head, self._through_all(x_BTD), embedding_VD, targets_BT, self.arch.vocab_size
+        )
+
+    def through_layers(self, x_BTD: Tensor, told: Sequence[Context]) -> Tensor:
+        """What the final norm leaves, [B, T, D]; each layer is told its own context."""
+        for context, layer in zip(told, self.layers, strict=True):
+            x_BTD = layer(x_BTD, context)
+        y_BTD: Tensor = self.final_norm(x_BTD)
+        return y_BTD
+
+    def read_out(self, x_BTD: Tensor) -> Tensor:
+        """Logits [B, T, V] from what the final norm left."""
+        logits_BTV: Tensor = self.head(x_BTD, self.embedding.tokens.weight)
+        return logits_BTV[..., : self.arch.vocab_size]
+
+    def _through_all(self, x_BTD: Tensor) -> Tensor:
+        told = contexts(self.arch, x_BTD, stack_bias(self.relative_bias, x_BTD.shape[1]))
+        return self.through_layers(x_BTD, [told[x.name] for x in self.arch.layers])
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         n_tokens, learned = tokens_BT.shape[-1], self.arch.embedding.position

@@ -20,7 +20,8 @@ from isoflop.arch.spec import Arch, Encoder, Full, Layer, RelativeBias
 from isoflop.errors import Fault, InputError, Problem
 from isoflop.model.attention import Context, KeysValues
 from isoflop.model.layer import SEQUENTIAL, SequentialLayer, Source, make_layer
-from isoflop.model.parts import EmbeddingModule, HeadModule, make_norm, mean_loss
+from isoflop.model.loss import mean_loss
+from isoflop.model.parts import EmbeddingModule, HeadModule, make_norm
 from isoflop.model.relative_bias import make_relative_bias, stack_bias
 
 

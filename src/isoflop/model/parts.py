@@ -31,6 +31,14 @@ class Linear(nn.Linear):
         """Draw nothing: weights are drawn once, by name, in build.py."""
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What a product of x is computed in: autocast knows PyTorch's own products only."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
 class TokenVectors(nn.Embedding):
     """A table of vectors that waits for `build` to draw it."""
 
@@ -204,7 +212,7 @@ class FeedForwardModule(nn.Module):
         return y_BTD
 
 
-def make_head(arch: Arch) -> nn.Module:
+def make_head(arch: Arch) -> HeadModule | ProjectedHead:
     """The head; tied to an embedding of another width than the layers', it projects first."""
     rows, width = arch.embedding.n_rows, arch.embedding.d_embed
     if arch.head.tied and width not in (None, arch.d_model):
@@ -222,14 +230,27 @@ class HeadModule(nn.Module):
         self.weight = None if head.tied else nn.Parameter(torch.empty(n_rows, d_model))
         self.bias = nn.Parameter(torch.empty(n_rows)) if head.bias else None
 
+    def matrix(self, embedding_VD: Tensor) -> Tensor:
+        """Its own, or the embedding's where it is tied."""
+        return embedding_VD if self.weight is None else self.weight
+
     def forward(self, x_BTD: Tensor, embedding_VD: Tensor) -> Tensor:
-        weight_VD = embedding_VD if self.weight is None else self.weight
-        logits_BTV = F.linear(x_BTD, weight_VD, self.bias)
+        logits_BTV = F.linear(x_BTD, self.matrix(embedding_VD), self.bias)
         if self.scale != 1.0:
             logits_BTV = logits_BTV * self.scale
         if self.softcap is not None:
             logits_BTV = self.softcap * torch.tanh(logits_BTV / self.softcap)
         return logits_BTV
+
+    def finish_(self, product_RV: Tensor) -> Tensor | float:
+        """What comes after the product, in place; returns the logits' derivative by the product."""
+        if self.scale != 1.0:
+            product_RV.mul_(self.scale)
+        if self.softcap is None:
+            return self.scale
+        share_RV = product_RV.div_(self.softcap).tanh_().square()
+        product_RV.mul_(self.softcap)
+        return self.scale * (1 - share_RV)
 
 
 class ProjectedHead(nn.Module):
@@ -243,12 +264,3 @@ class ProjectedHead(nn.Module):
     def forward(self, x_BTD: Tensor, embedding_VE: Tensor) -> Tensor:
         logits_BTV: Tensor = self.logits(self.project(x_BTD), embedding_VE)
         return logits_BTV
-
-
-def mean_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Mean cross entropy in nats per token, in at least single precision.
-
-    A target of -100 is left out of the mean.
-    """
-    wide = torch.promote_types(logits_BTV.dtype, torch.float32)
-    return F.cross_entropy(logits_BTV.flatten(0, 1).to(wide), targets_BT.flatten())

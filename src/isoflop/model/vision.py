@@ -24,7 +24,7 @@ from isoflop.errors import Fault, InputError, Problem
 from isoflop.model.attention import Context
 from isoflop.model.decoder import Decoder
 from isoflop.model.layer import make_layer
-from isoflop.model.parts import LearnedPositions, Linear, make_norm, mean_loss
+from isoflop.model.parts import LearnedPositions, Linear, make_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,16 @@ class VisionDecoder(Decoder):
             raise Fault(f"{arch.name} has no vision tower")
         self.vision = VisionModule(arch.vision, arch.d_model)
 
-    def forward(self, tokens_BT: Tensor, images: Images | None = None) -> Tensor:
-        """Logits [B, T, V] of the token after each; an image's tokens count among T.
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        images: Images | None = None,
+        *,
+        targets_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V] of the token after each, or with targets their `loss`.
+
+        An image's tokens count among T.
 
         Raises:
             InputError: images of another size, or as many places as they do not fill.
@@ -128,11 +136,12 @@ class VisionDecoder(Decoder):
             self._check(tokens_BT, images)
             vectors_IPD = self.vision(images.pixels).to(x_BTD.dtype)
             x_BTD = x_BTD.masked_scatter(images.places[..., None], vectors_IPD)
-        return self.logits(x_BTD)
+        return self.logits(x_BTD) if targets_BT is None else self.loss_of(x_BTD, targets_BT)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, images: Images | None = None) -> Tensor:
         """Mean cross entropy in nats per token; a target of -100 is left out of the mean."""
-        return mean_loss(self(tokens_BT, images), targets_BT)
+        loss: Tensor = self(tokens_BT, images, targets_BT=targets_BT)
+        return loss
 
     def _check(self, tokens_BT: Tensor, images: Images) -> None:
         spec, places, problems = self.vision.spec, images.places, []

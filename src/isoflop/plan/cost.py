@@ -24,6 +24,7 @@ from isoflop.quantity import (
     Node,
     Symbol,
     branch,
+    ceil_div,
     leaf,
     maximum,
     minimum,
@@ -36,6 +37,9 @@ _ONE = number(1)
 #: Heads of all sequences together are independent work: more than this many, enough to
 #: keep every thread busy, take as many times as long as there are times as many.
 HEADS_MOST = 32
+#: The head and the loss take this many tokens at a time (isoflop.model.loss).
+ROWS_LOSS = 512
+HEADS = ("head", "logits")
 #: What the sum of kernels misses of a step.
 IN_A_STEP = Symbol(
     "step_per_kernels",
@@ -87,15 +91,16 @@ def uses(part: Part, d_head: Expr | None = None) -> tuple[Use, ...]:
             return ()
 
 
-def sums(part: Part) -> tuple[Expr, ...]:
-    """Elements of the gradients that backward adds up because a tensor has two readers."""
+def sums(part: Part) -> tuple[Use, ...]:
+    """The gradients that backward adds up: of a tensor with two readers, of the head by rows."""
     match part.operator:
         case Pointwise("add", _, writes):
-            return (writes,)  # the stream is read by the block and by the sum
-        case Matmul(rows, inner, cols) if part.name == "head" and not part.weights:
-            return (inner * cols,)  # a tied matrix
+            return (Use("add", (writes,)),)  # the stream is read by the block and by the sum
+        case Matmul(rows, inner, cols) if part.name in HEADS:
+            tied = 0 if part.weights else 1
+            return (Use("add", (inner * cols,), ceil_div(rows, ROWS_LOSS) + tied),)
         case Matmul(rows, inner) if not part.saved and part.name not in ("out", "down"):
-            return (rows * inner,)  # an input that a sibling keeps: k and v, or up
+            return (Use("add", (rows * inner,)),)  # an input that a sibling keeps: k and v, or up
         case _:
             return ()
 
@@ -105,14 +110,12 @@ def blocks_written(part: Part, phase: Phase) -> tuple[Expr, ...]:
     forward = phase == "forward"
     match part.operator:
         case Matmul(rows, inner, cols):
-            return (rows * cols,) if forward else (rows * inner, inner * cols)
+            written = minimum(rows, ROWS_LOSS) if part.name in HEADS else rows
+            return (written * cols,) if forward else (rows * inner, inner * cols)
         case Pointwise(_, _, writes):
             return (writes,)
         case Gather(rows, width):
             return (rows * width,) if forward else (part.operator.elements_weight,)
-        case Loss(rows, classes):
-            # Backward makes the gradient of the log-probabilities, then that of the logits.
-            return (rows * classes,) * (1 if forward else 2)
         case _:
             return ()
 
@@ -181,9 +184,11 @@ class Pricer:
         return found
 
     def _seconds(self, part: Part, phase: Phase, d_head: Expr | None) -> Expr:
+        if isinstance(part.operator, Loss):  # its gradient is made with it
+            return total(self.read(use) for use in uses(part) if phase == "forward")
         terms = [self.read(use, f"_{phase}") for use in uses(part, d_head)]
         if phase == "backward":
-            terms += [self.read(Use("add", (size,)), "_forward") for size in sums(part)]
+            terms += [self.read(use, "_forward") for use in sums(part)]
         for elements in blocks_written(part, phase):
             size = elements * Precision.FP32.bytes_each
             if size.value > self.profile.bytes_reused:

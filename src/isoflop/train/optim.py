@@ -7,7 +7,7 @@ foreach 42.3 (10 M parameters, one thread, torch 2.13).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from isoflop.errors import Infeasible
+from isoflop.model.parts import LayerNormModule, RmsNormModule
+from isoflop.model.relative_bias import RelativeBiasModule
 from isoflop.train.recipe import Recipe
 
 #: So many steps in a row without a finite gradient end a run.
@@ -26,18 +28,29 @@ class Diverged(Infeasible):
 
 
 def adamw(model: nn.Module, recipe: Recipe) -> AdamW:
-    """AdamW with weight decay on matrices only: every parameter of two or more dimensions.
+    """AdamW with weight decay on matrices alone, those of embeddings, head and experts included.
 
-    That is our choice, by shape and not by name: it includes embeddings and the head; norms
-    and biases, which have one dimension, are left alone.
+    Norms and biases are left alone whatever their shape: experts have a bias each, and a norm
+    of each head has a vector each.
     """
+    decaying = {id(weight) for weight in _matrices(model)}
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for p in parameters if id(p) in decaying],
+            "weight_decay": recipe.weight_decay,
+        },
+        {"params": [p for p in parameters if id(p) not in decaying], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     return AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+
+
+def _matrices(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        if not isinstance(module, (LayerNormModule, RmsNormModule, RelativeBiasModule)):
+            named = module.named_parameters(recurse=False)
+            yield from (weight for name, weight in named if name != "bias" and weight.ndim >= 2)
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:

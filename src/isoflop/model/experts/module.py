@@ -15,7 +15,7 @@ from isoflop.model.experts.combine import combine
 from isoflop.model.experts.dispatch import Dispatch, Dropless, RoundRobin, deal, make_plan
 from isoflop.model.experts.grouped import grouped_linear
 from isoflop.model.experts.router import Router, Routing
-from isoflop.model.parts import FeedForwardModule, Linear, hidden_unit
+from isoflop.model.parts import FeedForwardModule, Linear, hidden_unit, product_dtype
 
 
 class ExpertsModule(nn.Module):
@@ -97,21 +97,13 @@ class GroupedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n_experts, d_out)) if bias else None
 
     def forward(self, x_RX: Tensor, ends_E: Tensor) -> Tensor:
-        dtype = _product_dtype(x_RX)
+        dtype = product_dtype(x_RX)
         y_RY: Tensor = grouped_linear(x_RX.to(dtype), self.weight.to(dtype), ends_E)
         if self.bias is None:
             return y_RY
         rows_R = torch.arange(len(x_RX), device=x_RX.device, dtype=ends_E.dtype)
         expert_R = torch.searchsorted(ends_E, rows_R, right=True)
         return y_RY + self.bias.to(dtype).index_select(0, expert_R)
-
-
-def _product_dtype(x_RX: Tensor) -> torch.dtype:
-    """Autocast's dtype where it is on: it knows PyTorch's own products only."""
-    device = x_RX.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x_RX.dtype
 
 
 def set_dispatch(model: nn.Module, dispatch: Dispatch) -> None:

@@ -1,14 +1,14 @@
 """The memory peak of our trainer's step in fp32: which moment it is, and what lives then.
 
-Gradients are freed after each step, so they never stand beside all activations. Four
-moments compete: the end of forward, the loss's backward, the start of the last layer's
-backward, and the end of backward. The allocator keeps small blocks resident when they
+Gradients are freed after each step, so they never stand beside all activations. Three
+moments compete: the loss, whose gradients are made with it some rows at a time, the start of
+the last layer's backward, and the end of backward. The allocator keeps small blocks resident when they
 are freed and gives large ones back, so small and large blocks peak on their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from isoflop.arch.spec import Arch
@@ -17,7 +17,19 @@ from isoflop.count.operators import Loss, Matmul, Pointwise
 from isoflop.count.workload import Precision, Workload
 from isoflop.errors import InputError
 from isoflop.hardware.profile import Profile
-from isoflop.quantity import Basis, Expr, Node, Symbol, branch, leaf, maximum, number, total
+from isoflop.plan.cost import ROWS_LOSS
+from isoflop.quantity import (
+    Basis,
+    Expr,
+    Node,
+    Symbol,
+    branch,
+    leaf,
+    maximum,
+    minimum,
+    number,
+    total,
+)
 
 SOURCE = "moments of the trainer's step; gradients set to None (torch.optim, zero_grad)"
 
@@ -43,17 +55,19 @@ def moments(arch: Arch, workload: Workload) -> dict[str, tuple[Block, ...]]:
     state = _renamed(weights, "weights", 1) + _renamed(weights, "moments", 2)
     grads = _renamed(weights, "gradients", 1)
     loss = next(p.operator for p in root.parts if isinstance(p.operator, Loss))
-    logits = loss.rows * loss.classes * width
+    logits = minimum(loss.rows, ROWS_LOSS) * loss.classes * width
+    head = _head(root.parts) * width
     kept = tuple(b for part in root.parts if part.name != "loss" for b in _saved(part, width))
     table = root.parts[0].parts[0].weights[0].size * width
     widest = _widest(root) * width
     return {
-        # Logits are still held by their name when their log-probabilities are made.
-        "end of forward": (*state, *kept, Block("logits and log-probabilities", logits, number(2))),
-        # Log-probabilities, their gradient, and that of the logits.
-        "backward of the loss": (*state, *kept, Block("log-probabilities and gradients", logits, number(3))),
+        # The head's gradient is summed: what some rows give stands beside it.
+        "the loss": (
+            *state, *kept, Block("logits of some rows", logits, number(1)),
+            Block("gradients of the head", head, number(2)),
+        ),
         "backward of the last layer": (
-            *state, *kept, *_renamed(tuple(_weights_of(root, ("head", "final_norm"), width)), "gradients", 1),
+            *state, *kept, Block("gradient of the head", head, number(1)),
             Block("gradients of activations", widest, number(3)),
         ),
         # The table's gradient is dense; a tied one is summed with the head's.
@@ -126,10 +140,12 @@ def _weights(part: Part, width: Expr, times: Expr | None = None) -> Iterator[Blo
         yield from _weights(below, width, times)
 
 
-def _weights_of(root: Part, names: tuple[str, ...], width: Expr) -> Iterator[Block]:
-    for part in root.parts:
-        if part.name in names:
-            yield from _weights(part, width)
+def _head(parts: Iterable[Part]) -> Expr:
+    """Numbers in the matrix that makes logits, tied or not."""
+    (head,) = (part for part in parts if part.name == "head")
+    product = (head.parts[-1] if head.parts else head).operator
+    assert isinstance(product, Matmul)
+    return product.inner * product.cols
 
 
 def _saved(part: Part, width: Expr, times: Expr | None = None) -> Iterator[Block]:
