@@ -9,12 +9,14 @@ Letters: B batch · T tokens · D d_model · V vocab_size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from isoflop.arch.spec import Arch, Learned
 from isoflop.errors import InputError, Problem
-from isoflop.model.attention import contexts
+from isoflop.model.attention import Context, contexts
 from isoflop.model.layer import make_layer
 from isoflop.model.parts import EmbeddingModule, make_head, make_norm, mean_loss
 from isoflop.model.relative_bias import make_relative_bias, stack_bias
@@ -46,9 +48,17 @@ class Decoder(nn.Module):
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Logits [B, T, V] from embedded tokens."""
         told = contexts(self.arch, x_BTD, stack_bias(self.relative_bias, x_BTD.shape[1]))
-        for spec, layer in zip(self.arch.layers, self.layers, strict=True):
-            x_BTD = layer(x_BTD, told[spec.name])
-        x_BTD = self.final_norm(x_BTD)
+        return self.read_out(self.through_layers(x_BTD, [told[x.name] for x in self.arch.layers]))
+
+    def through_layers(self, x_BTD: Tensor, told: Sequence[Context]) -> Tensor:
+        """What the final norm leaves, [B, T, D]; each layer is told its own context."""
+        for context, layer in zip(told, self.layers, strict=True):
+            x_BTD = layer(x_BTD, context)
+        y_BTD: Tensor = self.final_norm(x_BTD)
+        return y_BTD
+
+    def read_out(self, x_BTD: Tensor) -> Tensor:
+        """Logits [B, T, V] from what the final norm left."""
         logits_BTV: Tensor = self.head(x_BTD, self.embedding.tokens.weight)
         return logits_BTV[..., : self.arch.vocab_size]
 
