@@ -54,8 +54,8 @@ class AttentionModule(nn.Module):
             q_BTNH = context.rotation(q_BTNH)
         if not isinstance(source, KeysValues):
             source = self.keys_values(x_BTD if source is None else source, context)
-        if context.memory is not None:
-            source = KeysValues(*context.memory.extend(source.k_BSKH, source.v_BSKH))
+            if context.memory is not None:
+                source = KeysValues(*context.memory.extend(source.k_BSKH, source.v_BSKH))
         out_BTNH = self.attend(q_BTNH, source, context)
         y_BTD: Tensor = self.out(out_BTNH.flatten(-2))
         return y_BTD
