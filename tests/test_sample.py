@@ -65,7 +65,10 @@ def test_min_p_keeps_what_transformers_keeps(theirs, p):
 
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 2.0])
 def test_the_repetition_penalty_is_that_of_transformers(theirs, penalty):
-    logits, tokens = logits_of(), torch.tensor([[3, 3, 7, 0], [1, 2, 3, 4], [9, 9, 9, 9], [5, 1, 5, 6]])
+    logits, tokens = (
+        logits_of(),
+        torch.tensor([[3, 3, 7, 0], [1, 2, 3, 4], [9, 9, 9, 9], [5, 1, 5, 6]]),
+    )
     written = torch.zeros_like(logits, dtype=torch.bool).scatter(1, tokens, value=True)
     expected = theirs.RepetitionPenaltyLogitsProcessor(penalty)(tokens, logits)
     assert torch.equal(penalize(logits, written, penalty), expected)

@@ -5,7 +5,7 @@ Letters: B batch · T tokens of a prompt · V vocab_size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -215,25 +215,26 @@ def check(model: Model, prompts: Sequence[Sequence[int]], request: Request) -> N
         problems.append(Problem("prompts", 0, "is at least one"))
     begun = prompts
     if isinstance(model, EncoderDecoder):
-        begun = [request.start] if request.start else []
+        begun = [request.start]
         if not request.start:
             problems.append(Problem("start", MISSING, "is given where there is an encoder"))
-    problems += _bad_tokens(
-        model.arch, [*prompts, request.start][: len(prompts) + bool(request.start)]
-    )
+    elif request.start:
+        problems.append(Problem("start", request.start, "is empty where there is no encoder"))
+    rows = {f"prompts[{i}]": prompt for i, prompt in enumerate(prompts)}
+    problems += _bad_tokens(model.arch, rows | ({"start": request.start} if request.start else {}))
     problems += _too_far(model.arch, {len(x) for x in begun}, request)
     if problems:
         raise InputError(model.arch.name, problems)
 
 
-def _bad_tokens(arch: Arch, rows: Sequence[Sequence[int]]) -> Iterator[Problem]:
-    for i, row in enumerate(rows):
+def _bad_tokens(arch: Arch, rows: Mapping[str, Sequence[int]]) -> Iterator[Problem]:
+    for name, row in rows.items():
         if not row:
-            yield Problem(f"prompts[{i}]", "no tokens", "has at least one token")
+            yield Problem(name, "no tokens", "has at least one token")
         beyond = next((x for x in row if not 0 <= x < arch.vocab_size), None)
         if beyond is not None:
             rule = f"lies from 0 to {arch.vocab_size - 1:,}, the tokens there are"
-            yield Problem(f"prompts[{i}]", beyond, rule)
+            yield Problem(name, beyond, rule)
 
 
 def _too_far(arch: Arch, lengths: set[int], request: Request) -> Iterator[Problem]:
