@@ -44,6 +44,7 @@ COSTLY = {
     "scipy",
     "pandas",
     "matplotlib",
+    "tokenizers",
     "transformers",
     "triton",
     "pydantic",
@@ -52,7 +53,7 @@ COSTLY = {
 MAY_LOAD: dict[str, set[str]] = {
     "attention": {"torch", "triton"},
     "model": {"torch"},
-    "infer": {"torch"},
+    "infer": {"tokenizers", "torch"},
     "train": {"torch", "numpy", "pydantic"},
     "check": {"torch", "numpy"},
     "study": {"torch", "numpy"},

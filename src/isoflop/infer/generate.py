@@ -5,7 +5,7 @@ Letters: B batch · T tokens of a prompt · V vocab_size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -188,16 +188,22 @@ def generate(
     Raises:
         InputError: as `stream`.
     """
-    tokens: list[list[int]] = [[] for _ in prompts]
-    texts: list[list[str]] = [[] for _ in prompts]
-    reasons: list[Reason] = ["length" for _ in prompts]
-    for piece in stream(model, prompts, request, tokenizer):
-        tokens[piece.row].append(piece.token)
-        texts[piece.row].append(piece.text)
-        reasons[piece.row] = piece.reason or "length"
+    come = stream(model, prompts, request, tokenizer)
+    return completions(come, len(prompts), has_text=tokenizer is not None)
+
+
+def completions(come: Iterable[Piece], n_rows: int, *, has_text: bool) -> list[Completion]:
+    """The pieces of a batch of texts, put together."""
+    rows: list[list[Piece]] = [[] for _ in range(n_rows)]
+    for piece in come:
+        rows[piece.row].append(piece)
     return [
-        Completion(tuple(written), "".join(text) if tokenizer else None, reason)
-        for written, text, reason in zip(tokens, texts, reasons, strict=True)
+        Completion(
+            tokens=tuple(piece.token for piece in row),
+            text="".join(piece.text for piece in row) if has_text else None,
+            reason=row[-1].reason or "length",
+        )
+        for row in rows
     ]
 
 

@@ -43,6 +43,9 @@ class Sampling:
                 rules.real(field, above=0)
                 if not rules.broken:
                     rules.must(field, "is at most 1", share <= 1)
+        for field in ("top_k", "top_p", "min_p"):
+            drawn = getattr(self, field) is None or self.temperature != 0
+            rules.must(field, "is None at temperature 0, which draws nothing", drawn)
         rules.close()
 
 
