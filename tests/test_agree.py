@@ -31,6 +31,7 @@ from isoflop.errors import UnknownName
 from isoflop.model import build
 from isoflop.model.experts import record_routing
 from isoflop.model.experts.combine import combine
+from isoflop.model.loss import mean_loss
 from isoflop.model.recompute import RECOMPUTES, set_recompute
 from isoflop.model.weights.header import bytes_of_file
 from isoflop.model.weights.write import save_model, tensors_of_files
@@ -232,7 +233,10 @@ def test_every_activation_function_keeps_what_is_derived(activation: Activation,
 # Not latent attention: a CPU has no fused kernel for its two widths.
 @pytest.mark.parametrize("arch", [DENSE, MIXTURE, SINKS, DROPPED], ids=lambda a: a.name)
 def test_a_real_pass_keeps_what_the_meta_device_says(arch):
-    """With weights, numbers and PyTorch's own choice of kernels; long enough for fused ones."""
+    """With weights, numbers and PyTorch's own choice of kernels; long enough for fused ones.
+
+    The loss of whole logits, as off a CPU, where it goes by rows.
+    """
     work = Workload.train(2, 520)
     arch = replace(arch, embedding=Shallow.of(arch).arch.embedding)
     tokens = torch.zeros(2, work.seq_len, dtype=torch.int64)
@@ -245,7 +249,7 @@ def test_a_real_pass_keeps_what_the_meta_device_says(arch):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        model.loss(tokens, tokens)
+        mean_loss(model(tokens), tokens)
     real = sum(x.untyped_storage().nbytes() for x in kept.values()) - bytes_there
     meta = sum(bytes_kept(build(arch, device="meta"), work).values())
     assert abs(real / meta - 1) < 0.001

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "src" / "isoflop"
 
 LIGHT = {"arch", "count", "hardware", "laws", "runs", "plan"}
-HEAVY = {"attention", "model", "train"}
+HEAVY = {"attention", "model", "infer", "train"}
 
 #: part -> the parts it may import, besides errors and quantity (docs/architecture.md).
 MAY_IMPORT: dict[str, set[str]] = {
@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"arch", "count", "hardware", "laws"},
     "attention": set(),
     "model": {"arch", "attention", "runs"},
+    "infer": {"arch", "attention", "model"},
     "train": {"arch", "model", "runs"},
     "study": LIGHT | {"model", "train", "check"},
     "check": LIGHT | HEAVY,
@@ -43,6 +44,7 @@ COSTLY = {
     "scipy",
     "pandas",
     "matplotlib",
+    "tokenizers",
     "transformers",
     "triton",
     "pydantic",
@@ -51,6 +53,7 @@ COSTLY = {
 MAY_LOAD: dict[str, set[str]] = {
     "attention": {"torch", "triton"},
     "model": {"torch"},
+    "infer": {"tokenizers", "torch"},
     "train": {"torch", "numpy", "pydantic"},
     "check": {"torch", "numpy"},
     "study": {"torch", "numpy"},

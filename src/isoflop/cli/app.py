@@ -48,6 +48,10 @@ COMMANDS = {
         "export:export",
         "Write a run's newest checkpoint as a folder that other software reads.",
     ),
+    "generate": (
+        "generate:generate",
+        "Write what a model says after a prompt, or after each of several.",
+    ),
     "demo": ("demo:demo", "The whole loop on this machine, in minutes."),
     "schema": ("schema:schema", "Print the JSON Schema of what --json prints."),
 }
@@ -68,7 +72,7 @@ PLANS = {
 }
 
 #: optional packages, and the extra that installs each
-EXTRAS = {"torch": "train", "safetensors": "train"}
+EXTRAS = {"torch": "train", "safetensors": "train", "tokenizers": "train"}
 
 #: What a full disk behind `isoflop count MODEL > FILE` says.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

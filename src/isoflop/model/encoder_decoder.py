@@ -102,11 +102,25 @@ class EncoderDecoder(nn.Module):
         """Logits [B, T, V], from what `encode` or `keys_values` gave; padded rows are cut off."""
         x_BTD = self._embed(target_BT)
         context = Context(bias=stack_bias(self.relative_bias, x_BTD.shape[1]))
+        told = [context] * len(self.layers)
+        return self.read_out(self.through_layers(x_BTD, told, memory, source_mask))
+
+    def through_layers(
+        self,
+        x_BTD: Tensor,
+        told: Sequence[Context],
+        memory: Tensor | Sequence[KeysValues],
+        source_mask: Tensor | None = None,
+    ) -> Tensor:
+        """What the decoder's final norm leaves, [B, T, D]; each layer is told its own context."""
         seen_B11S = None if source_mask is None else source_mask[:, None, None]
-        for i, layer in enumerate(self.layers):
+        for i, (context, layer) in enumerate(zip(told, self.layers, strict=True)):
             read = memory if isinstance(memory, Tensor) else memory[i]
             x_BTD = layer(x_BTD, context, Source(read, seen_B11S))
-        x_BTD = self._drop(self.final_norm(x_BTD))
+        return self._drop(self.final_norm(x_BTD))
+
+    def read_out(self, x_BTD: Tensor) -> Tensor:
+        """Logits [B, T, V] from what the final norm left; padded rows are cut off."""
         logits_BTV: Tensor = self.head(x_BTD, self.embedding.tokens.weight)
         return logits_BTV[..., : self.arch.vocab_size]
 

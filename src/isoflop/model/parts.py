@@ -111,13 +111,14 @@ class EmbeddingModule(nn.Module):
         self.positions = _make_positions(arch)
         self.norm = make_norm(spec.norm, arch.d_model)
 
-    def forward(self, tokens_BT: Tensor, positions_T: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, positions: Tensor) -> Tensor:
+        """[B, T, D]; positions are [T], or [B, T] where each text has its own."""
         x_BTE: Tensor = self.tokens(tokens_BT)
         if self.scale != 1.0:
             x_BTE = x_BTE * self.scale
         x_BTD: Tensor = self.project(x_BTE)
         if self.positions is not None:
-            x_BTD = x_BTD + self.positions(positions_T).to(x_BTD.dtype)
+            x_BTD = x_BTD + self.positions(positions).to(x_BTD.dtype)
         x_BTD = self.norm(x_BTD)
         return F.dropout(x_BTD, self.dropout, self.training)
 
@@ -140,8 +141,8 @@ class LearnedPositions(nn.Module):
         self.offset = learned.offset
         self.weight = nn.Parameter(torch.empty(learned.n_positions + learned.offset, width))
 
-    def forward(self, positions_T: Tensor) -> Tensor:
-        return F.embedding(positions_T + self.offset, self.weight)
+    def forward(self, positions: Tensor) -> Tensor:
+        return F.embedding(positions + self.offset, self.weight)
 
 
 class SinusoidalPositions(nn.Module):
@@ -151,19 +152,19 @@ class SinusoidalPositions(nn.Module):
         super().__init__()
         self.width = width
 
-    def forward(self, positions_T: Tensor) -> Tensor:
-        return sinusoids(positions_T, self.width)
+    def forward(self, positions: Tensor) -> Tensor:
+        return sinusoids(positions, self.width)
 
 
-def sinusoids(positions_T: Tensor, width: int) -> Tensor:
-    """[T, D] in float64: sine and cosine in turn, wavelengths from 2 pi to 10,000 * 2 pi.
+def sinusoids(positions: Tensor, width: int) -> Tensor:
+    """[..., D] in float64: sine and cosine in turn, wavelengths from 2 pi to 10,000 * 2 pi.
 
     Vaswani 2017 (1706.03762), section 3.5.
     """
-    even = torch.arange(0, width, 2, dtype=torch.float64, device=positions_T.device)
-    angles_TP = positions_T.double()[:, None] * 10_000.0 ** (-even / width)
+    even = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device)
+    angles_TP = positions.double()[..., None] * 10_000.0 ** (-even / width)
     waves_TD = torch.stack((angles_TP.sin(), angles_TP.cos()), dim=-1).flatten(-2)
-    return waves_TD[:, :width]
+    return waves_TD[..., :width]
 
 
 def hidden_unit(activation: Activation, up_F: Tensor, gate_F: Tensor | None) -> Tensor:

@@ -53,8 +53,12 @@ class RelativeBiasModule(nn.Module):
         """[1, N, T, S]; the last query stands at the last key."""
         key_S = torch.arange(n_keys, device=self.weight.device)
         query_T1 = key_S[n_keys - n_queries :, None]
-        bias_TSN = F.embedding(distance_buckets(key_S - query_T1, self.spec), self.weight)
-        return bias_TSN.permute(2, 0, 1)[None]
+        return self.of((key_S - query_T1)[None])
+
+    def of(self, distance_BTS: Tensor) -> Tensor:
+        """[B, N, T, S], of distances, key less query."""
+        bias_BTSN = F.embedding(distance_buckets(distance_BTS, self.spec), self.weight)
+        return bias_BTSN.permute(0, 3, 1, 2)
 
 
 def make_relative_bias(layers: Sequence[Layer]) -> RelativeBiasModule | None:

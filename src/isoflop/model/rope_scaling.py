@@ -1,6 +1,6 @@
 """How rotary positions reach further than they were trained for.
 
-Letters: T tokens · R rotated numbers of a head · P rotated pairs, R / 2.
+Letters: B batch · T tokens · R rotated numbers of a head · P rotated pairs, R / 2.
 """
 
 from __future__ import annotations
@@ -21,15 +21,27 @@ from isoflop.arch.spec import (
 )
 
 
-def frequencies(rope: Rope, d_rotary: int, positions_T: Tensor, max_seq_len: int) -> Tensor:
-    """Radians per position of each pair, [P], in float64.
+def turns_outdated(scaling: RopeScaling | None, max_seq_len: int, first: int, last: int) -> bool:
+    """Whether a text whose last position goes from `first` to `last` turns its first tokens anew.
 
-    Two scalings depend on how far the text reaches, its last position; `max_seq_len` is the
-    longest that the model was made for.
+    >>> [turns_outdated(DynamicScaling(2.0), 8, 5, last) for last in (7, 8)]
+    [False, True]
     """
-    share_P = (
-        torch.arange(0, d_rotary, 2, dtype=torch.float64, device=positions_T.device) / d_rotary
-    )
+    match scaling:
+        case LongRopeScaling(original_max_seq_len=original):
+            return first < original <= last
+        case DynamicScaling():
+            return last > first and last >= max_seq_len
+    return False
+
+
+def frequencies(rope: Rope, d_rotary: int, positions: Tensor, max_seq_len: int) -> Tensor:
+    """Radians per position of each pair in float64: [P], or [B, 1, P] for positions [B, T].
+
+    Two scalings depend on how far each text reaches, its last position (`turns_outdated`);
+    `max_seq_len` is the longest that the model was made for.
+    """
+    share_P = torch.arange(0, d_rotary, 2, dtype=torch.float64, device=positions.device) / d_rotary
     frequency_P: Tensor = rope.theta**-share_P
     match rope.scaling:
         case None:
@@ -42,14 +54,20 @@ def frequencies(rope: Rope, d_rotary: int, positions_T: Tensor, max_seq_len: int
             kept_P = _kept_yarn(scaling, rope.theta, d_rotary, share_P * d_rotary / 2)
             return _slow(frequency_P, kept_P, scaling.factor)
         case LongRopeScaling() as scaling:
-            is_long = positions_T.max() >= scaling.original_max_seq_len
+            is_long = _last(positions) >= scaling.original_max_seq_len
             short_P, long_P = map(share_P.new_tensor, (scaling.short_factor, scaling.long_factor))
             return frequency_P / torch.where(is_long, long_P, short_P)
         case DynamicScaling(factor=factor):
-            reach = (positions_T.max() + 1).double().clamp(min=max_seq_len) / max_seq_len
+            reach = (_last(positions) + 1).double().clamp(min=max_seq_len) / max_seq_len
             stretch = (factor * reach - (factor - 1)) ** (d_rotary / (d_rotary - 2))
             slowed_P: Tensor = frequency_P * stretch**-share_P
             return slowed_P
+
+
+def _last(positions: Tensor) -> Tensor:
+    """The last position of each text, to be broadcast over its tokens and pairs."""
+    last = positions.amax(-1)
+    return last if positions.dim() == 1 else last[:, None, None]
 
 
 def amplitude(scaling: RopeScaling | None, max_seq_len: int) -> float:

@@ -17,21 +17,21 @@ from isoflop.arch.spec import Rope
 from isoflop.model.rope_scaling import amplitude, frequencies
 
 
-def rotary_angles(rope: Rope, d_head: int, positions_T: Tensor, max_seq_len: int) -> Tensor:
-    """The angle of each position and pair, [T, P], in float64.
+def rotary_angles(rope: Rope, d_head: int, positions: Tensor, max_seq_len: int) -> Tensor:
+    """The angle of each position, [T] or [B, T], and pair, [..., P], in float64.
 
     Single precision would be off by 0.06 radians at position 1,000,000.
     """
-    frequency_P = frequencies(rope, rope.d_rotary or d_head, positions_T, max_seq_len)
-    return positions_T.double()[:, None] * frequency_P
+    frequency_P = frequencies(rope, rope.d_rotary or d_head, positions, max_seq_len)
+    return positions.double()[..., None] * frequency_P
 
 
 @dataclass(frozen=True, slots=True)
 class HalfTurn:
     """Pairs (0, P), (1, P + 1), ... (GPT-NeoX, Llama)."""
 
-    cos: Tensor  # [T, 1, R]
-    sin: Tensor  # [T, 1, R], its first half negated
+    cos: Tensor  # [T, 1, R], or [B, T, 1, R]
+    sin: Tensor  # the same, its first half negated
 
     @classmethod
     def of(cls, angles_TP: Tensor, amplitude: float, dtype: torch.dtype) -> HalfTurn:
@@ -39,7 +39,7 @@ class HalfTurn:
             (amplitude * wave).to(dtype) for wave in (angles_TP.cos(), angles_TP.sin())
         )
         cos_TR, sin_TR = torch.cat((cos_TP, cos_TP), -1), torch.cat((-sin_TP, sin_TP), -1)
-        return cls(cos_TR[:, None], sin_TR[:, None])
+        return cls(cos_TR.unsqueeze(-2), sin_TR.unsqueeze(-2))
 
     def __call__(self, x_BTNR: Tensor) -> Tensor:
         return _turn_halves(x_BTNR.to(self.cos.dtype), self.cos, self.sin).to(x_BTNR.dtype)
@@ -74,12 +74,12 @@ _turn_halves: Callable[[Tensor, Tensor, Tensor], Tensor] = _TurnHalves.apply
 class NeighbourTurn:
     """Pairs (0, 1), (2, 3), ... (GPT-J): complex numbers times e^(i angle)."""
 
-    turn: Tensor  # [T, 1, P], complex
+    turn: Tensor  # [T, 1, P] or [B, T, 1, P], complex
 
     @classmethod
     def of(cls, angles_TP: Tensor, amplitude: float, dtype: torch.dtype) -> NeighbourTurn:
         turn_TP = torch.polar(torch.full_like(angles_TP, amplitude), angles_TP)
-        return cls(turn_TP[:, None].to(dtype.to_complex()))
+        return cls(turn_TP.unsqueeze(-2).to(dtype.to_complex()))
 
     def __call__(self, x_BTNR: Tensor) -> Tensor:
         wide_BTNP2 = torch.unflatten(x_BTNR.to(self.turn.dtype.to_real()), -1, (-1, 2))
@@ -105,13 +105,14 @@ class Rotation:
 
     @classmethod
     def of(
-        cls, rope: Rope, d_head: int, positions_T: Tensor, dtype: torch.dtype, max_seq_len: int
+        cls, rope: Rope, d_head: int, positions: Tensor, dtype: torch.dtype, max_seq_len: int
     ) -> Rotation:
         """For queries and keys of `dtype`; turns are kept in at least single precision.
 
-        `max_seq_len` is the longest text that the model was made for.
+        Positions are [T], or [B, T] where each text has its own. `max_seq_len` is the longest
+        text that the model was made for.
         """
-        angles_TP = rotary_angles(rope, d_head, positions_T, max_seq_len)
+        angles_TP = rotary_angles(rope, d_head, positions, max_seq_len)
         kind = NeighbourTurn if rope.interleaved else HalfTurn
         wide = torch.promote_types(dtype, torch.float32)
         size = amplitude(rope.scaling, max_seq_len)

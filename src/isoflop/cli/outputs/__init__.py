@@ -32,6 +32,7 @@ OUTPUTS: dict[str, type[BaseModel]] = {
     "check": runs.Check,
     "train": runs.Train,
     "export": runs.Export,
+    "generate": runs.Generate,
     "demo": runs.Demo,
 }
 

@@ -1,8 +1,8 @@
-"""JSON of calibrate, check, train, export and demo."""
+"""JSON of calibrate, check, train, export, generate and demo."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -125,6 +125,25 @@ class Export(Command):
     to: str
     step: int
     files: list[File]
+
+
+class Text(Out):
+    """What followed one prompt; `text` is null where prompts are token numbers."""
+
+    prompt_tokens: list[int]
+    tokens: list[int]
+    text: str | None
+    reason: Literal["length", "token", "text"]
+
+
+class Generate(Command):
+    source: str
+    origin: Literal["run", "folder", "spec"]
+    precision: str
+    texts: list[Text]
+    seconds_prefill: float
+    seconds_per_token: float | None
+    bytes_kv_cache: int
 
 
 class Span(Compared):

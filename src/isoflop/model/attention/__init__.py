@@ -1,18 +1,25 @@
-"""A layer's attention, by its spec; context.py is what a forward pass tells it."""
+"""A layer's attention, by its spec; context.py is what a forward pass tells it, and continued.py
+what one tells it that reads a cache.
+"""
 
 from isoflop.arch.spec import Attention, LatentAttention, RelativeProjection
-from isoflop.model.attention.context import Context, contexts
+from isoflop.model.attention.context import Context, Memory, contexts
+from isoflop.model.attention.continued import Keys, continued_contexts, span_of
 from isoflop.model.attention.grouped import AttentionModule, KeysValues, RelativeAttentionModule
 from isoflop.model.attention.latent import LatentAttentionModule
 
 __all__ = [
     "AttentionModule",
     "Context",
+    "Keys",
     "KeysValues",
     "LatentAttentionModule",
+    "Memory",
     "RelativeAttentionModule",
     "contexts",
+    "continued_contexts",
     "make_attention",
+    "span_of",
 ]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,13 +32,25 @@ from isoflop.model.parts import sinusoids
 from isoflop.model.rotary import Rotation
 
 
+class Memory(Protocol):
+    """What one layer keeps of earlier tokens: its place in a key-value cache."""
+
+    def extend(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """Keep what new tokens made, and give all that is to be read now.
+
+        Each [B, T, heads, width] in, [B, S, heads, width] out.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What the attentions of one kind of layer are told; None where it has no such thing.
 
     rotation: the turn of each position. slopes: ALiBi's. waves: sines and cosines of the
     distances T - 1 to 0. blocks: which blocks of keys each block of queries sees. bias: added to
-    the scaled scores, or boolean (true: seen).
+    the scaled scores, or boolean (true: seen). memory: where new keys and values go.
+    unordered: what is read stands in no order, so `bias` alone says what is seen (continued.py);
+    waves are then those of each pair, [B, T, S, D].
     """
 
     rotation: Rotation | None = None
@@ -45,44 +58,67 @@ class Context:
     waves: Tensor | None = None  # [T, D]
     blocks: BlockMask | None = None
     bias: Tensor | None = None  # broadcasts to [B, N, T, S]
+    memory: Memory | None = None
+    unordered: bool = False
 
 
-def contexts(arch: Arch, x_BTD: Tensor, bias: Tensor | None = None) -> dict[str, Context]:
+def contexts(
+    arch: Arch, x_BTD: Tensor, bias: Tensor | None = None, positions: Tensor | None = None
+) -> dict[str, Context]:
     """The context of each kind of layer, by its name, for the vectors of a text.
 
-    `bias` is what all layers add to their scores (T5's positions).
+    `bias` is what all layers add to their scores (T5's positions). `positions`, [B, T], say
+    where each text's tokens stand where padding follows some: it stands where the last one does.
     """
-    positions_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
-
-    @cache  # kinds that differ elsewhere often turn alike
-    def rotation(rope: Rope, d_head: int) -> Rotation:
-        return Rotation.of(rope, d_head, positions_T, x_BTD.dtype, arch.max_seq_len)
-
+    rotation = rotations(arch, x_BTD, positions)
     return {
         name: replace(_context(kind.attention, rotation, x_BTD), bias=bias)
         for name, kind in arch.kinds.items()
     }
 
 
+def rotations(
+    arch: Arch, x_BTD: Tensor, positions: Tensor | None = None
+) -> Callable[[Attention | LatentAttention], Rotation | None]:
+    """The turns that a kind of attention gives its queries and keys."""
+    if positions is None:
+        positions = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+
+    @cache  # kinds that differ elsewhere often turn alike
+    def turned(rope: Rope, d_head: int) -> Rotation:
+        return Rotation.of(rope, d_head, positions, x_BTD.dtype, arch.max_seq_len)
+
+    def rotation(spec: Attention | LatentAttention) -> Rotation | None:
+        if isinstance(spec, LatentAttention):
+            return turned(spec.position, spec.d_head_rope)
+        return turned(spec.position, spec.d_head) if isinstance(spec.position, Rope) else None
+
+    return rotation
+
+
 def _context(
-    spec: Attention | LatentAttention, rotation: Callable[[Rope, int], Rotation], x_BTD: Tensor
+    spec: Attention | LatentAttention,
+    rotation: Callable[[Attention | LatentAttention], Rotation | None],
+    x_BTD: Tensor,
 ) -> Context:
     if isinstance(spec, LatentAttention):
-        return Context(rotation(spec.position, spec.d_head_rope))
+        return Context(rotation(spec))
     n_tokens, device = x_BTD.shape[1], x_BTD.device
     blocks = blocks_seen(spec.span, n_tokens, device)
     match spec.position:
-        case Rope() as rope:
-            return Context(rotation(rope, spec.d_head), blocks=blocks)
-        case Alibi(scale=scale):
-            slope_N = torch.tensor(alibi_slopes(spec.n_heads), device=device)
-            return Context(slopes=slope_N * scale, blocks=blocks)
+        case Alibi() as alibi:
+            return Context(slopes=slopes_of(alibi, spec.n_heads, device), blocks=blocks)
         case RelativeProjection():
             distances_T = torch.arange(n_tokens, device=device).flip(0)
             waves_TD = sinusoids(distances_T, x_BTD.shape[-1]).to(x_BTD.dtype)
             return Context(waves=waves_TD, blocks=blocks)
         case _:
-            return Context(blocks=blocks)
+            return Context(rotation(spec), blocks=blocks)
+
+
+def slopes_of(alibi: Alibi, n_heads: int, device: torch.device) -> Tensor:
+    """What a head's score loses for each token between query and key, [N]."""
+    return torch.tensor(alibi_slopes(n_heads), device=device) * alibi.scale
 
 
 def alibi_slopes(n_heads: int) -> list[float]:
@@ -112,19 +148,28 @@ def blocks_seen(span: Span, n_tokens: int, device: torch.device) -> BlockMask | 
             [1, 0, 1, 0],
             [0, 1, 0, 1]], dtype=torch.int32)
     """
-    match span:
-        case Chunked(chunk=size):
-            n_local, stride = 1, 0
-        case BlockSparse(block=size, n_local=n_local, stride=stride):
-            pass
-        case _:
-            return None
-    n_blocks = -(-n_tokens // size)
-    if n_blocks <= n_local:
+    sparse = as_blocks(span)
+    if sparse is None:
+        return None
+    n_blocks = -(-n_tokens // sparse.block)
+    if n_blocks <= sparse.n_local:
         return None
     block_J = torch.arange(n_blocks, device=device)
     away_JJ = block_J[:, None] - block_J
-    seen_JJ = away_JJ < n_local
-    if stride:
-        seen_JJ = seen_JJ | (away_JJ % stride == 0)
-    return BlockMask(seen_JJ & (away_JJ >= 0), size)
+    return BlockMask(block_seen(sparse, away_JJ) & (away_JJ >= 0), sparse.block)
+
+
+def as_blocks(span: Span) -> BlockSparse | None:
+    """A span that goes by blocks; a chunk is one local block."""
+    match span:
+        case Chunked(chunk=chunk):
+            return BlockSparse(chunk, n_local=1)
+        case BlockSparse():
+            return span
+    return None
+
+
+def block_seen(span: BlockSparse, away: Tensor) -> Tensor:
+    """Whether a block so many blocks back is seen."""
+    near = away < span.n_local
+    return near | (away % span.stride == 0) if span.stride else near

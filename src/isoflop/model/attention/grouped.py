@@ -54,6 +54,8 @@ class AttentionModule(nn.Module):
             q_BTNH = context.rotation(q_BTNH)
         if not isinstance(source, KeysValues):
             source = self.keys_values(x_BTD if source is None else source, context)
+            if context.memory is not None:
+                source = KeysValues(*context.memory.extend(source.k_BSKH, source.v_BSKH))
         out_BTNH = self.attend(q_BTNH, source, context)
         y_BTD: Tensor = self.out(out_BTNH.flatten(-2))
         return y_BTD
@@ -71,8 +73,8 @@ class AttentionModule(nn.Module):
             q_BTNH,
             source.k_BSKH,
             source.v_BSKH,
-            causal=self.causal,
-            window=self.window,
+            causal=self.causal and not context.unordered,
+            window=None if context.unordered else self.window,
             sinks=None if self.sinks is None else self.sinks.weight,
             softcap=self.spec.logit_softcap,
             alibi=context.slopes,
@@ -103,15 +105,30 @@ class RelativeAttentionModule(AttentionModule):
         self.distance_biases = DistanceBiases(spec.n_heads * spec.d_head)
 
     def attend(self, q_BTNH: Tensor, source: KeysValues, context: Context) -> Tensor:
-        if context.waves is None or context.bias is not None:
+        if context.waves is None or (context.bias is not None and not context.unordered):
             raise Fault("positions by distance are told by sine waves, and by nothing else")
-        r_TNH = torch.unflatten(self.distances(context.waves), -1, (-1, self.spec.d_head))
         u_NH, v_NH = (
             torch.unflatten(vector, -1, (-1, self.spec.d_head)).to(q_BTNH.dtype)
             for vector in (self.distance_biases.u, self.distance_biases.v)
         )
-        bias_BNTS = self.scale * _score_distances(q_BTNH + v_NH, r_TNH)
+        if context.unordered:
+            bias_BNTS = self._score_pairs(q_BTNH + v_NH, context.waves)
+        else:
+            r_TNH = torch.unflatten(self.distances(context.waves), -1, (-1, self.spec.d_head))
+            bias_BNTS = _score_distances(q_BTNH + v_NH, r_TNH)
+        bias_BNTS = self.scale * bias_BNTS
+        if context.bias is not None:
+            bias_BNTS = bias_BNTS.masked_fill(~context.bias, -torch.inf)
         return super().attend(q_BTNH + u_NH, source, replace(context, bias=bias_BNTS))
+
+    def _score_pairs(self, q_BTNH: Tensor, waves_BTSD: Tensor) -> Tensor:
+        """[B, N, T, S]: queries against each key's distance.
+
+        The map meets the few queries, not the many distances: q (W w) = (q W) w.
+        """
+        weight_NHD = torch.unflatten(self.distances.weight, 0, (-1, self.spec.d_head))
+        q_BTND = torch.einsum("btnh,nhd->btnd", q_BTNH, weight_NHD)
+        return torch.einsum("btnd,btsd->bnts", q_BTND, waves_BTSD.expand(len(q_BTNH), -1, -1, -1))
 
 
 def _score_distances(q_BTNH: Tensor, r_SNH: Tensor) -> Tensor:

@@ -47,6 +47,13 @@ class LatentAttentionModule(nn.Module):
             raise Fault("latent attention turns a part of each head")
         q_BTNH = self.queries(x_BTD, context.rotation)
         latent_BTC, k_BT1R = self.latents(x_BTD, context.rotation)
+        if context.memory is not None:
+            both_BT1X = torch.cat((latent_BTC[:, :, None], k_BT1R), dim=-1)
+            (kept_BS1X,) = context.memory.extend(both_BT1X)
+            if context.unordered:
+                read_BTNW = self.attend_latents(q_BTNH, kept_BS1X, context.bias)
+                z_BTD: Tensor = self.out(read_BTNW.flatten(-2))
+                return z_BTD
         k_BTNH, v_BTNW = self.keys_and_values(latent_BTC, k_BT1R)
         out_BTNW = attention(
             q_BTNH,
@@ -85,6 +92,25 @@ class LatentAttentionModule(nn.Module):
         k_BTNR = k_BT1R.expand(-1, -1, k_nope.shape[2], -1)
         # Keys are a copy now; a view of values would keep what they were cut from.
         return torch.cat((k_nope, k_BTNR), dim=-1), v_BTNW.contiguous()
+
+    def attend_latents(self, q_BTNH: Tensor, kept_BS1X: Tensor, bias: Tensor | None) -> Tensor:
+        """What the heads read, [B, T, N, W], of latents with the keys' turned part behind each.
+
+        The maps out of the latent are put on queries and results instead, so that no key or value
+        is rebuilt (section 2.1.2): all heads then share one key, whose first part is the value.
+        """
+        nope, value, latent = self.spec.d_head_nope, self.spec.d_head_value, self.spec.d_kv_latent
+        weight_NXC = torch.unflatten(self.kv_up.weight, 0, (-1, nope + value))
+        q_BTNC = torch.einsum("btnh,nhc->btnc", q_BTNH[..., :nope], weight_NXC[:, :nope])
+        read_BTNC = attention(
+            torch.cat((q_BTNC, q_BTNH[..., nope:]), dim=-1),
+            kept_BS1X,
+            kept_BS1X[..., :latent],
+            causal=False,
+            bias=bias,
+            scale=self.scale,
+        )
+        return torch.einsum("btnc,nwc->btnw", read_BTNC, weight_NXC[:, nope:])
 
 
 def softmax_scale(spec: LatentAttention) -> float:
