@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 
 from isoflop.arch.foreign import parse_toml, read_file
 from isoflop.cli.options import Count, Json, Real, Whole, load_model
 from isoflop.cli.output import emit as to_json
-from isoflop.cli.output import say, write
+from isoflop.cli.output import say
 from isoflop.cli.plan import Failures, On, numbers, risk_text
 from isoflop.cli.plan_search import NO_HUNT, Hunt, render_found
+from isoflop.cli.plan_written import NOTHING, Written
 from isoflop.count.memory_split import ContextBy, Offload
 from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.hardware import Cluster, parse_cluster
 from isoflop.hardware.fitted import OwnSteps
 from isoflop.plan import Layout, TrainPlan
-from isoflop.plan.emit import emitted
 from isoflop.plan.training.ask import TrainAsk
 from isoflop.plan.training.plan import planned
 from isoflop.plan.training.quoted import Figure, Quoted, machines
@@ -157,9 +157,7 @@ def plan_train_command(
     failures: Failures = AS_USUAL,
     stack: str | None = None,
     hunt: Hunt = NO_HUNT,
-    emit_: Annotated[str | None, Parameter(name="--emit")] = None,
-    learning_rate: Real | None = None,
-    output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
+    written: Written = NOTHING,
     as_json: Json = False,
 ) -> None:
     """Plan a training run: time, energy, money, memory, layout.
@@ -191,15 +189,9 @@ def plan_train_command(
         The trainer's software whose steps are timed, such as megatron-2022 or torchtitan
         (`unknown`, which is taken when not given, stands for any other), or the stack.toml of
         `isoflop calibrate --from`.
-    emit_
-        Write the plan for a trainer instead: recipe (isoflop's own), megatron (arguments),
-        torchrun (Megatron-LM's command) or torchtitan (its command).
-    learning_rate
-        Learning rate that --emit writes; a plan does not choose one.
-    output
-        File that --emit writes; standard output when not given.
     """
     hunt.check()
+    written.check()
     arch, cluster = load_model(model), parse_cluster(on)
     each = micro_batch or 1
     length = seq_len or arch.max_seq_len
@@ -215,15 +207,13 @@ def plan_train_command(
                    chosen=_chosen(seq_len, global_batch, length, batch))  # fmt: skip
     if hunt.search:
         found = hunt.found(ask, split.said(micro_batch), recompute_too=recompute is None)
-        return _tell(found.best, found, emit=emit_, learning_rate=learning_rate, output=output,
-                     as_json=as_json)  # fmt: skip
+        return _tell(found.best, found, written, as_json=as_json)
     ask = replace(ask, layout=split.layout(cluster, each))
     try:
         plan = planned(ask)
     except Infeasible as error:
         raise relieved(ask.tightest, error) from None
-    return _tell(plan, None, emit=emit_, learning_rate=learning_rate, output=output,
-                     as_json=as_json)  # fmt: skip
+    return _tell(plan, None, written, as_json=as_json)
 
 
 def read_stack(text: str | None) -> dict[str, Any]:
@@ -253,16 +243,10 @@ def _chosen(
     return tuple(said)
 
 
-def _tell(
-    plan: TrainPlan, found: Found | None, *, emit: str | None, learning_rate: float | None,
-    output: Path | None, as_json: bool,
-) -> None:  # fmt: skip
-    """The plan as a file for a trainer, as JSON, or as text."""
-    if emit is not None:
-        return write(emitted(emit, plan, learning_rate), output)
-    alone = {"--output": output, "--learning-rate": learning_rate}
-    if bad := [Problem(n, v, "is given with --emit") for n, v in alone.items() if v is not None]:
-        raise InputError("plan train", bad)
+def _tell(plan: TrainPlan, found: Found | None, written: Written, *, as_json: bool) -> None:
+    """What is asked for instead of the plan, or the plan as JSON or as text."""
+    if written.tell(plan, as_json=as_json):
+        return None
     if as_json:
         search = {} if found is None else {"search": found.to_json()}
         return to_json("plan train", {**plan.to_json(), **search})

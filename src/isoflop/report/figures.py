@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,20 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from isoflop.quantity.units import format_count
+from isoflop.report.style import COLOURS, HELD_OUT, STYLE
 from isoflop.study.loop import Loop, Result
 
-STYLE: Any = {  # matplotlib types its keys one by one
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "figure.dpi": 150,
-    "svg.fonttype": "none",
-}
-#: One colour per size, dark to light; the held-out run has its own.
-COLOURS = ("#2b4c7e", "#3f8f8b", "#c08a2d", "#7a4f8a")
-HELD_OUT = "#c0392b"
 #: Axes that span less than this factor are easier to read straight.
 LOGARITHMIC_FROM = 4
 

@@ -163,6 +163,30 @@ class PlanDiff(Command):
     numbers: list[MovedNumber]
 
 
+class Held(Out):
+    """What a rank holds from when to when."""
+
+    when: str
+    start: float
+    end: float
+    bytes: float
+    parts: dict[str, float]
+
+
+class Peak(Held):
+    rank: int
+
+
+class Timeline(Out):
+    """What every pipeline rank holds through a step, its moments in order."""
+
+    unit: str
+    unit_of_time: str
+    bytes_available: float
+    peak: Peak
+    ranks: list[list[Held]]
+
+
 class PlanTrain(Command):
     model: str
     cluster: dict[str, Any]
@@ -199,6 +223,7 @@ class PlanTrain(Command):
     quoted: list[Quoted]
     breakdown: dict[str, Node]
     search: Search | None = None
+    timeline: Timeline | None = None
 
 
 class ServeRow(Out):
