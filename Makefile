@@ -10,7 +10,7 @@ export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config g
 # Tests run in processes of one thread each; more threads than cores is a cliff (OpenMP spins).
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))")
 
-.PHONY: help setup demo test test-triton test-emit check lint types format bench bench-light fuzz schema validation step-fit clean
+.PHONY: help setup demo test check-zoo test-triton test-emit check lint types format bench bench-light fuzz schema validation step-fit clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ demo: .venv.stamp ## the whole loop on this machine, at most 4 minutes
 
 test: .venv.stamp ## all tests that fit in minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+check-zoo: .venv.stamp ## every named model against its built module, about a minute
+	OMP_NUM_THREADS=1 $(BIN)/isoflop check --zoo
 
 test-triton: .venv.stamp ## our kernels in Triton's interpreter (installs Triton: 286 MB, 1 GB unpacked)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,triton]' \

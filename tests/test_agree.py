@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -25,9 +26,12 @@ from isoflop.check.paths import Shallow
 from isoflop.check.row import Row
 from isoflop.check.stored import files_of, tokens_held
 from isoflop.check.work import count_flops, inputs_for
-from isoflop.check.zoo import check_model
+from isoflop.check.zoo import Agreement, check_model
+from isoflop.cli.agreement import render_rows
+from isoflop.cli.check import check
+from isoflop.cli.outputs import validate
 from isoflop.count import Precision, Workload, bytes_saved
-from isoflop.errors import UnknownName
+from isoflop.errors import Infeasible, InputError, UnknownName
 from isoflop.model import build
 from isoflop.model.experts import record_routing
 from isoflop.model.experts.combine import combine
@@ -362,3 +366,64 @@ def test_json_of_a_row():
     assert json.loads(json.dumps(row.to_json())) == {
         "path": "saved_none", "derived": 99, "built": 100, "equal": False, "agrees": True, "reason": "",
     }  # fmt: skip
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _two_models(monkeypatch):
+    monkeypatch.setattr(zoo, "names", lambda: ("gpt2", "pythia-14m"))
+
+
+@pytest.mark.usefixtures("_two_models")
+def test_the_zoo_is_summed_up_by_quantity(capsys):
+    check(zoo=True, jobs=1)
+    out = capsys.readouterr().out
+    assert out.startswith("2 models: ")
+    assert "0 disagree" in out.partition("\n")[0]
+    assert "  params                2  equal\n" in out
+    check(zoo=True, jobs=1, every=True)
+    assert "  pythia-14m  " in capsys.readouterr().out
+    check(zoo=True, jobs=1, as_json=True)
+    validate("check", capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("_two_models")
+def test_a_model_that_disagrees_or_is_refused_ends_in_exit_3(monkeypatch, capsys):
+    bad = Agreement("pythia-14m", (Row("params/layer", 8, 9), Row("params", 8, 9)))
+    odd = Agreement("gpt2", refused="gpt2: no such thing")
+    monkeypatch.setattr("isoflop.check.zoo.check_models", lambda *_: iter((bad, odd)))
+    with pytest.raises(Infeasible, match="2 of 2 models disagree or cannot be built") as caught:
+        check(zoo=True, jobs=1)
+    assert caught.value.exit_code == 3
+    out = capsys.readouterr().out
+    assert "gpt2 cannot be built: gpt2: no such thing" in out
+    assert re.search(r"params/layer +8 +9  off by -1 \(-11.11 %\)", out)
+    with pytest.raises(Infeasible):
+        check(zoo=True, jobs=1, as_json=True)
+    validate("check", capsys.readouterr().out)
+
+
+def test_one_model_shows_sums_then_what_differs_and_why():
+    rows = agree(LATENT)
+    short, long = (render_rows(LATENT, rows, every=every) for every in (False, True))
+    assert short.count("attention/kv_norm") == 2  # of each kind of layer, not of each policy
+    assert "off by" not in long
+    assert len(long.splitlines()) == len(rows) + 2
+    odd = render_rows(LATENT, (*rows, Row("flops/layer/new", 0, 5)), every=False)
+    assert "1 disagree" in odd
+    assert re.search(r"what disagrees, by path\n.*\n  flops/layer/new +0 +5  off by -5", odd)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "MODEL=nothing"), ({"model": "gpt2", "zoo": True}, "MODEL=gpt2"),
+        ({"zoo": True, "run": True}, "--run=given"), ({"model": "gpt2", "jobs": 2}, "--jobs=2"),
+    ],
+)  # fmt: skip
+def test_the_command_refuses_what_names_no_model_or_too_many(given, said):
+    model = given.pop("model", None)
+    with pytest.raises(InputError, match=said):
+        check(model, **given)
