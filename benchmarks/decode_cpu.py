@@ -109,6 +109,10 @@ def _page(rounds: int) -> Iterator[str]:
             yield _line(context, kind, row, rows[FIRST])
             print(context, kind, row, file=sys.stderr, flush=True)
     yield ""
+    yield "A gain stays behind its prediction where the arithmetic of a cached byte grows: all query heads that"
+    yield "share a key, and all of them for a latent, work on the same bytes, and one CPU core has few operations"
+    yield "per byte to spare. What software does between kernels is the same for all, and is not predicted."
+    yield ""
     yield "Rates measured in the rounds of each context."
     yield ""
     yield "| context | a matrix times a vector, GB/s | a sum, GB/s | a product of matrices, GFLOP/s |"

@@ -35,7 +35,7 @@ from isoflop.arch.spec import (
 )
 from isoflop.count import Precision, Workload
 from isoflop.count.memory_cache import bytes_kv_cache
-from isoflop.infer.cache import Cache
+from isoflop.infer.cache import Advance, Cache
 from isoflop.infer.read import Cached, Encoded, Recomputed, padded
 from isoflop.model import Decoder, EncoderDecoder, build
 from isoflop.model.attention import KeysValues, contexts
@@ -54,6 +54,7 @@ KINDS: dict[str, Attention | LatentAttention] = {
     "llama 3": Attention(2, 1, 8, position=Rope(scaling=Llama3Scaling(4.0, 1.0, 4.0, 16))),
     "yarn": Attention(2, 1, 8, position=Rope(scaling=YarnScaling(4.0, 8))),
     "alibi": Attention(3, 1, 4, position=Alibi(0.5)),
+    "alibi, grouped": Attention(6, 2, 4, position=Alibi()),
     "alibi in a window": Attention(3, 3, 4, position=Alibi(), span=Window(5)),
     "relative": Attention(3, 1, 4, position=RelativeProjection()),
     "relative in a window": Attention(3, 3, 4, position=RelativeProjection(), span=Window(5)),
@@ -129,7 +130,7 @@ def test_several_tokens_at_a_time_give_the_same_around_a_ring_too(kind: str) -> 
     assert_reads_on(lively(of(KINDS[kind])), [3, 1, 4, 2, 7])
 
 
-@pytest.mark.parametrize("kind", ["grouped", "window", "chunks", "latent", "alibi"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_single_text_takes_the_same_road(kind: str) -> None:
     assert_reads_on(lively(of(KINDS[kind])), [1] * 12 + [3, 1], lengths=(4,))
 
@@ -228,6 +229,15 @@ def test_any_advance_of_any_batch_gives_the_same(kind, lengths, columns, random)
 
 
 RINGS: dict[str, Decoder] = {}
+
+
+def test_no_slot_is_written_twice_at_once() -> None:
+    """On a GPU nothing says which of two would stay."""
+    advance = Advance.of([4, 0, 9], [7, 2, 6], 7, CPU)
+    into = advance.places(Window(5), 5).into
+    pairs = list(zip(into.rows.tolist(), into.slots.tolist(), strict=True))
+    assert len(pairs) == len(set(pairs)) == 5 + 2 + 5
+
 
 # --- latents --------------------------------------------------------------------------------
 

@@ -195,8 +195,8 @@ class Places:
         # The latest position of the text that falls on the slot; below 0 where there is none.
         position_BS = last_B1 - (last_B1 - slots) % self.n_slots
         if self.joined:
-            column = self.advance.columns()
-            new_BT = torch.where(column < counts_B1, starts_B1 + column, -1)
+            # Padding stands behind its text, where no query of it looks.
+            new_BT = starts_B1 + self.advance.columns()
             position_BS = torch.cat((position_BS, new_BT), dim=1)
         one = self.advance.alike and self.advance.n_columns == 1
         return Keys(position_BS, all_seen=one and isinstance(self.span, Full | Window))
