@@ -40,7 +40,7 @@ def test_on_a_gpu_plain_calls_go_to_libraries_and_the_rest_to_our_kernels():
 
 def test_every_refused_backend_has_its_reasons():
     refused = explain(softcap=20.0, return_lse=True).refused
-    assert {r.backend for r in refused} == {"sdpa", "flex", "flash3", "triton"}
+    assert {r.backend for r in refused} == {"triangle", "sdpa", "flex", "flash3", "triton"}
     assert {r.what for r in refused if r.backend == "sdpa"} == {"softcap", "return_lse"}
     assert all(r.reason for r in refused)
     assert "not sdpa: softcap: " in str(explain(softcap=20.0))

@@ -19,7 +19,9 @@ from isoflop.attention import flash3, sdpa
 from isoflop.attention.options import Options
 from isoflop.errors import InputError, Problem, UnknownName
 
-Backend: TypeAlias = Literal["auto", "reference", "blockwise", "sdpa", "flex", "flash3", "triton"]
+Backend: TypeAlias = Literal[
+    "auto", "reference", "blockwise", "triangle", "sdpa", "flex", "flash3", "triton"
+]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)[1:]
 
 #: Up to this many scores per head, PyTorch's kernel on a dense mask beats tiles on a CPU, and
@@ -35,6 +37,11 @@ _NO_FUSED = "no fused kernel of PyTorch has one"
 _LACKS: dict[Backend, dict[str, str]] = {
     "reference": {},
     "blockwise": {},
+    "triangle": dict.fromkeys(
+        ("sinks", "sinks (learned)", "softcap", "alibi", "bias", "bias (with gradient)",
+         "cu_seqlens", "block_mask", "dropout_p", "return_lse"),
+        "it knows the causal triangle alone",
+    ),
     "sdpa": {
         "softcap": _NO_FUSED,
         "sinks (learned)": _NO_FUSED,
@@ -90,9 +97,9 @@ def choose(backend: Backend, q_BTNH: Tensor, k_BSKH: Tensor, options: Options) -
         raise UnknownName("attention backend", str(backend), get_args(Backend))
     if backend == "auto":
         for candidate, reason in _preferred(q_BTNH, k_BSKH, options):
-            if next(refusals(candidate, q_BTNH, options), None) is None:
+            if next(refusals(candidate, q_BTNH, k_BSKH, options), None) is None:
                 return Choice(candidate, reason)
-    refused = tuple(refusals(backend, q_BTNH, options))
+    refused = tuple(refusals(backend, q_BTNH, k_BSKH, options))
     if refused:
         hint = f"use backend {choose('auto', q_BTNH, k_BSKH, options).backend}"
         rule = "can do the call, but not with {}: {}"
@@ -103,7 +110,9 @@ def choose(backend: Backend, q_BTNH: Tensor, k_BSKH: Tensor, options: Options) -
     return Choice(backend, "asked for")
 
 
-def refusals(backend: Backend, q_BTNH: Tensor, options: Options) -> Iterator[Refused]:
+def refusals(
+    backend: Backend, q_BTNH: Tensor, k_BSKH: Tensor, options: Options
+) -> Iterator[Refused]:
     """Everything that keeps a backend from a call; nothing when it can do it."""
     lacks = _LACKS[backend]
     if lacks:
@@ -111,6 +120,8 @@ def refusals(backend: Backend, q_BTNH: Tensor, options: Options) -> Iterator[Ref
         yield from (Refused(backend, what, lacks[what]) for what in asked)
     if backend in ("flex", "flash3", "triton"):
         yield from (Refused(backend, *why) for why in _OBSTACLES[backend](q_BTNH, options))
+    if backend == "triangle" and not sdpa.triangle_alone(q_BTNH.shape[1], k_BSKH.shape[1], options):
+        yield Refused(backend, "shape", "it knows the square causal triangle alone")
 
 
 def _asked(q_BTNH: Tensor, options: Options) -> Iterator[str]:
@@ -141,6 +152,8 @@ def _preferred(q_BTNH: Tensor, k_BSKH: Tensor, options: Options) -> tuple[tuple[
         return _preferred_on_gpu(fits=fits)
     few, fewest = (n_queries * n_keys <= limit for limit in (FEW_SCORES, FEWEST_SCORES))
     order: list[tuple[Backend, str]] = []
+    if few and q_BTNH.dtype == torch.bfloat16 and q_BTNH.device.type == "cpu":
+        order.append(("triangle", f"at most {FEW_SCORES} scores a head, in bfloat16"))
     # With dropout a CPU has no fused kernel: SDPA would hold every score.
     if fits and options.dropout is None:
         order.append(("sdpa", "the fused kernel of this device"))

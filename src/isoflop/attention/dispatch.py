@@ -159,6 +159,7 @@ def explain_dispatch(
     >>> q = k = v = torch.ones(1, 3, 2, 4)
     >>> print(explain_dispatch(q, k, v, causal=True, softcap=30.0))
     reference: at most 65536 scores a head: cheapest all at once
+    not triangle: softcap: it knows the causal triangle alone
     not sdpa: softcap: no fused kernel of PyTorch has one
     not flex: device: FlexAttention has no backward on cpu
     ...
@@ -168,7 +169,7 @@ def explain_dispatch(
     """
     read = read_options(q_BTNH, k_BSKH, v_BSKH, **options)
     choice = choose(backend, q_BTNH, k_BSKH, read)
-    refused = (r for name in BACKENDS for r in refusals(name, q_BTNH, read))
+    refused = (r for name in BACKENDS for r in refusals(name, q_BTNH, k_BSKH, read))
     return replace(choice, refused=tuple(refused))
 
 
