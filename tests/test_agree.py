@@ -408,7 +408,7 @@ def test_a_model_that_disagrees_or_is_refused_ends_in_exit_3(monkeypatch, capsys
 def test_one_model_shows_sums_then_what_differs_and_why():
     rows = agree(LATENT)
     short, long = (render_rows(LATENT, rows, every=every) for every in (False, True))
-    assert short.count("attention/kv_norm") == 2  # of each kind of layer, not of each policy
+    assert short.count("attention/core") == 2  # of each kind of layer, not of each policy
     assert "off by" not in long
     assert len(long.splitlines()) == len(rows) + 2
     odd = render_rows(LATENT, (*rows, Row("flops/layer/new", 0, 5)), every=False)

@@ -38,7 +38,6 @@ OWN = Kernels("isoflop", "isoflop.model with fused attention", bytes_mask=None)
 #: what this model's way of computing adds.
 REASONS = (
     (r".*/(attention|cross)/core", "turns of positions, masks, biases; a value that is a part of what made it too"),
-    (r".*/(attention|cross)/.*norm", "its input is a part of a wider tensor"),
     (r".*/distances|.*relative_bias.*", "sine waves, buckets; a layer made again is given biases"),
     (r".*norm.*", "a weight with 1 added"),
     (r".*/router", "scores, choices, gates"),

@@ -44,6 +44,7 @@ class _CpuRmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_D: Tensor) -> tuple[Tensor, Tensor, None]:
         x_D, weight_D, rstd_1 = ctx.saved_tensors
+        grad_D = grad_D.contiguous()  # the kernel would copy it, and the product do worse
         grad_x_D, grad_weight_D, _ = torch.ops.aten.native_layer_norm_backward(
             grad_D,
             x_D,

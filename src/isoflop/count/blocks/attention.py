@@ -219,6 +219,12 @@ def _in_chunks(n: Expr, chunk: Expr) -> Expr:
     return whole * _triangle(chunk) + _triangle(n - whole * chunk)
 
 
+def _norm_of_part(norm: Part, beside: Expr) -> Part:
+    """A norm that reads a part of a tensor keeps what stands beside it too."""
+    wide = (replace(s, size=s.size + beside) if s.name == "input" else s for s in norm.saved)
+    return replace(norm, saved=tuple(wide))
+
+
 def _latent_attention(ground: Ground, spec: LatentAttention) -> Part:
     """Multi-head latent attention (DeepSeek-V2, 2405.04434, section 2.1).
 
@@ -252,7 +258,7 @@ def _latent_attention(ground: Ground, spec: LatentAttention) -> Part:
             bias=spec.bias_qkv,
             keep_input=False,
         ),
-        norm_part(ground, "kv_norm", spec.norm, latent),
+        _norm_of_part(norm_part(ground, "kv_norm", spec.norm, latent), ground.tokens * rope),
         linear(ground, "kv_up", ("latent", latent), ("heads", N * (nope + value)), bias=False),
         Part("rotary", (), Pointwise("rotary", turned, turned)),
     ]

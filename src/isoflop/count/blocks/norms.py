@@ -36,7 +36,9 @@ def norm_part(
         case RmsNorm():
             names, kind, statistics = ["weight"], "rms_norm", 1
     kept = [Saved("input", rows * width, axis=axis)] if keep_input else []
-    if copies is not None:  # no kernel has weights of two axes: they are multiplied with apart
+    if (
+        copies is not None and "weight" in names
+    ):  # no kernel has weights of two axes: they are multiplied with apart
         kept.append(Saved("normalised", rows * width, axis=axis))
     kept.append(Saved("statistics", statistics * rows, "fp32", axis))
     work = Pointwise(kind, reads=rows * width, writes=rows * width, rows=rows)
