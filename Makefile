@@ -10,7 +10,7 @@ export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config g
 # Tests run in processes of one thread each; more threads than cores is a cliff (OpenMP spins).
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))")
 
-.PHONY: help setup demo test check-zoo test-triton test-emit check lint types format bench bench-light fuzz schema validation step-fit clean
+.PHONY: help setup demo test check-zoo test-triton test-emit check lint types format bench bench-light fuzz schema validation step-fit bench-train-step clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -73,11 +73,23 @@ validation: .venv.stamp ## write docs/validation.md anew; TABLES=FOLDER adds lar
 bench-light: .venv.stamp ## a cold `isoflop count`, and parameter trees per second
 	$(BIN)/python benchmarks/light.py -o benchmarks
 
+bench-train-step: .venv-bench.stamp ## a training step against transformers, litgpt and x-transformers
+	OMP_NUM_THREADS=2 .venv-bench/bin/python benchmarks/train_step_cpu.py --threads 1 2 --compile \
+	  -o benchmarks/train_step_cpu.md
+
+# litgpt asks for an older huggingface-hub than transformers does, and needs neither here.
+.venv-bench.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet -c constraints.txt -e '.[train]' \
+	  transformers==5.23.0 x-transformers==2.31.10 lightning==2.6.6 jsonargparse==4.53.0 psutil
+	.venv-bench/bin/python -m pip install --quiet --no-deps litgpt==0.5.13
+	touch .venv-bench.stamp
+
 fuzz: .venv.stamp ## 6 minutes: 10,000 malformed inputs of each kind
 	OMP_NUM_THREADS=1 ISOFLOP_MALFORMED=10000 $(BIN)/python -m pytest -q tests/test_malformed.py
 
 clean: ## remove what make made
-	rm -rf .venv .venv.stamp .venv-emit demo-out
+	rm -rf .venv .venv.stamp .venv-emit .venv-bench .venv-bench.stamp demo-out
 
 step-fit: .venv.stamp ## refit the step-time model: make step-fit ROWS=steps.csv
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_fit.py $(ROWS) --write

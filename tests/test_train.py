@@ -260,3 +260,40 @@ def test_parts_that_do_not_fit_are_refused_together_before_anything_is_written(t
     fields = [problem.field for problem in caught.value.problems]
     assert fields == ["vocab_size", "seq_len", "data", "eval_bytes"]
     assert not (tmp_path / "run").exists()
+
+
+# --- compiled -----------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # PyTorch's tracing itself
+def test_compiled_layers_train_to_the_same_losses_and_evaluate_as_they_are_written(
+    corpus, tmp_path, monkeypatch
+):
+    """A stand-in for the compiler's last stage runs the traced graph: no C++ is needed here."""
+    traced = []
+
+    def interpret(graph, _inputs):
+        traced.append(graph)
+        return graph.forward
+
+    def compile_layers(model):
+        for layer in model.layers:
+            layer.compile(dynamic=False, backend=interpret)
+
+    monkeypatch.setattr(loop, "compile_problems", lambda _device: [])
+    monkeypatch.setattr(loop, "compile_layers", compile_layers)
+    recipe = replace(RECIPE, steps=3, eval_every=1)
+    written = train(recipe, ARCH, corpus, tmp_path / "a")
+    compiled = train(replace(recipe, compile=True), ARCH, corpus, tmp_path / "b")
+    assert len(traced) == 1  # both layers in one, no break, nothing for evaluations
+    rows = [read_metrics(found.run_dir) for found in (written, compiled)]
+    for ours, theirs in zip(*rows, strict=True):
+        for name in ("loss", "val_loss"):
+            assert math.isclose(ours[name], theirs[name], rel_tol=1e-5)
+
+
+def test_a_machine_without_a_compiler_is_told_so(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match=r"compile=True.*C\+\+ compiler.*install no-such-compiler"):
+        train(replace(RECIPE, compile=True), ARCH, corpus, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -13,14 +13,25 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from isoflop.attention import blockwise, flash3, reference, sdpa, triangle
 from isoflop.attention.arguments import read_options
 from isoflop.attention.choice import BACKENDS, Backend, Choice, choose, refusals
 from isoflop.attention.options import BlockMask, Options, Sinks
 from isoflop.attention.packed import Attend, by_sequence
 
-#: Backends that read packed sequences themselves; the others take one at a time.
-_READ_PACKED = {"flex", "triton"}
-_MODULES = {"triton": "isoflop.attention.kernels.launch"}
+#: Backends that are here anyway; they take packed sequences one at a time.
+_HERE: dict[Backend, Attend] = {
+    "reference": by_sequence(reference.attend),
+    "blockwise": by_sequence(blockwise.attend),
+    "triangle": by_sequence(triangle.attend),
+    "sdpa": by_sequence(sdpa.attend),
+    "flash3": by_sequence(flash3.attend),
+}
+#: Those that load more; they read packed sequences themselves.
+_MODULES: dict[Backend, str] = {
+    "flex": "isoflop.attention.flex",
+    "triton": "isoflop.attention.kernels.launch",
+}
 
 
 @overload
@@ -144,7 +155,8 @@ def attention(
         return_lse=return_lse,
     )
     taken = choose(backend, q_BTNH, k_BSKH, options).backend
-    out_BTNH, lse_BTN = _attend_with(taken)(q_BTNH, k_BSKH, v_BSKH, _seeded(options, taken))
+    attend = _HERE.get(taken) or _loaded(taken)
+    out_BTNH, lse_BTN = attend(q_BTNH, k_BSKH, v_BSKH, _seeded(options, taken))
     if not return_lse:
         return out_BTNH
     assert lse_BTN is not None
@@ -174,10 +186,9 @@ def explain_dispatch(
 
 
 @cache
-def _attend_with(backend: Backend) -> Attend:
-    module = import_module(_MODULES.get(backend, f"isoflop.attention.{backend}"))
-    attend: Attend = module.attend
-    return attend if backend in _READ_PACKED else by_sequence(attend)
+def _loaded(backend: Backend) -> Attend:
+    attend: Attend = import_module(_MODULES[backend]).attend
+    return attend
 
 
 def _seeded(options: Options, backend: Backend) -> Options:

@@ -18,10 +18,10 @@ def rms_norm(x_D: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
     On CPU tensors PyTorch has no kernel for it and runs it in pieces. Forward and backward at
     4096 x 512, single precision, one thread, medians of 15: F.rms_norm 9.9 ms, the same in
-    plain operations 9.4 to 9.8, this form 4.3, F.layer_norm 2.4.
+    plain operations 9.4 to 9.8, this form 4.3, F.layer_norm 2.4. Compiled, the pieces are one.
     """
     wide = x_D.dtype in (torch.float32, torch.float64) and x_D.dtype == weight_D.dtype
-    if wide and x_D.device.type in ("cpu", "meta"):
+    if wide and x_D.device.type in ("cpu", "meta") and not torch.compiler.is_compiling():
         return _cpu_rms_norm(x_D, weight_D, eps)
     return F.rms_norm(x_D, weight_D.shape, weight_D.to(x_D.dtype), eps)
 

@@ -42,7 +42,8 @@ class HalfTurn:
         return cls(cos_TR.unsqueeze(-2), sin_TR.unsqueeze(-2))
 
     def __call__(self, x_BTNR: Tensor) -> Tensor:
-        return _turn_halves(x_BTNR.to(self.cos.dtype), self.cos, self.sin).to(x_BTNR.dtype)
+        turn = _turned if torch.compiler.is_compiling() else _turn_halves
+        return turn(x_BTNR.to(self.cos.dtype), self.cos, self.sin).to(x_BTNR.dtype)
 
 
 class _TurnHalves(torch.autograd.Function):
@@ -61,6 +62,11 @@ class _TurnHalves(torch.autograd.Function):
     def backward(ctx: Any, grad_BTNR: Tensor) -> tuple[Tensor, None, None]:
         cos_T1R, sin_T1R = ctx.saved_tensors
         return _swapped(grad_BTNR).mul_(-sin_T1R).addcmul_(grad_BTNR, cos_T1R), None, None
+
+
+def _turned(x_BTNR: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:
+    """The same for a compiler, which makes one kernel of it and finds the gradient."""
+    return x_BTNR * cos_T1R + _swapped(x_BTNR) * sin_T1R
 
 
 def _swapped(x_BTNR: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from isoflop.model.support import decoder_problems
 from isoflop.runs.run import Manifest, Run, Status, now, read_status
 from isoflop.train import checkpoint
 from isoflop.train.allocator import keep_freed_memory
+from isoflop.train.compiled import as_written, compile_layers, compile_problems
 from isoflop.train.data import (
     VOCAB_SIZE,
     Batches,
@@ -100,7 +101,7 @@ def train(
         Diverged: ten steps in a row without finite gradients.
         WriteFailed: the disk is full; what was saved is intact.
     """
-    _check(recipe, arch, corpus)
+    _check(recipe, arch, corpus, device)
     with (
         _settings(recipe, device),
         Run.create(run_dir, describe(recipe, arch, corpus, device)) as run,
@@ -142,6 +143,8 @@ class Trainer:
         self.run, self.recipe, self.device = run, recipe, device
         self.flops_per_token = flops_per_token
         self.model = build_decoder(arch, device=device, seed=recipe.seed)
+        if recipe.compile:
+            compile_layers(self.model)
         self.optimizer = Optimizer(adamw(self.model, recipe), recipe)
         self.batches = _training(recipe, corpus)
         self.validation = _validation(recipe, corpus)
@@ -189,7 +192,7 @@ class Trainer:
         """Mean loss on the validation bytes, nats per byte."""
         self.model.eval()
         total, n_sequences = 0.0, 0
-        with torch.no_grad(), self._precision():
+        with torch.no_grad(), self._precision(), as_written(self.recipe):
             for tokens_BT, targets_BT in self.validation:
                 loss = self._loss(tokens_BT, targets_BT)
                 total += float(loss) * len(tokens_BT)
@@ -296,9 +299,9 @@ def summarize(arch: Arch) -> dict[str, Any]:
     }
 
 
-def _check(recipe: Recipe, arch: Arch, corpus: ByteCorpus) -> None:
+def _check(recipe: Recipe, arch: Arch, corpus: ByteCorpus, device: str) -> None:
     """Everything that can be known to be wrong before the first step, all at once."""
-    problems = decoder_problems(arch)
+    problems = [*decoder_problems(arch), *(compile_problems(device) if recipe.compile else [])]
     if arch.vocab_size < VOCAB_SIZE:
         problems.append(
             Problem("vocab_size", arch.vocab_size, f"is at least {VOCAB_SIZE}, the bytes")

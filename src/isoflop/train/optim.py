@@ -96,7 +96,8 @@ class Optimizer:
             self._skip(step)
         else:
             self.skipped_in_a_row = 0
-            nn.utils.clip_grads_with_norm_(held, self.recipe.grad_clip, norm)
+            if norm > self.recipe.grad_clip:
+                nn.utils.clip_grads_with_norm_(held, self.recipe.grad_clip, norm)
             for group in self.adamw.param_groups:
                 group["lr"] = learning_rate(step, self.recipe)
             self.adamw.step()

@@ -34,6 +34,7 @@ class Recipe:
         grad_clip: the largest global norm a gradient is applied with.
         threads: CPU threads; another number gives other bits, so it belongs to the recipe.
         precision: `bf16` computes in bfloat16 by autocast and keeps weights in fp32.
+        compile: let torch.compile make kernels of the layers; needs a C++ compiler on a CPU.
         eval_every: steps between evaluations; 0 means only after the last step.
         eval_bytes: validation bytes per evaluation, rounded down to whole sequences.
         checkpoint_every: steps between checkpoints; 0 means only at the end.
@@ -56,6 +57,7 @@ class Recipe:
     seed: int = 0
     threads: int = 1
     precision: Precision = "fp32"
+    compile: bool = False
     eval_every: int = 0
     eval_bytes: int = 65_536
     checkpoint_every: int = 0
@@ -70,6 +72,7 @@ class Recipe:
         rules.real("learning_rate", above=0).real("min_lr_ratio", least=0)
         rules.real("weight_decay", least=0).real("grad_clip", above=0)
         rules.one_of("precision", Precision)
+        rules.must("compile", "is true or false", isinstance(self.compile, bool))
         pair = isinstance(self.betas, tuple) and len(self.betas) == 2
         rules.must("betas", "is two numbers from 0 up to, not including, 1",
                    pair and all(_is_share(beta) for beta in self.betas))  # fmt: skip
