@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from isoflop.arch import Arch
-from isoflop.arch.spec import Rope
+from isoflop.arch.spec import Experts, Rope
 from isoflop.arch.zoo import entry
 from isoflop.count import params
 from isoflop.hardware import parse_cluster
@@ -252,18 +252,13 @@ def one_process() -> Iterator[None]:
     destroy_process_group()
 
 
-@pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("name", SAID)
-def test_megatron_core_builds_the_model_that_was_planned(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its own modules, made of the emitted arguments alone, have the spec's parameters."""
+def built(arch: Arch, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Parameters of Megatron-Core's own modules, made of the emitted arguments alone."""
     import torch
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
     from megatron.core.transformer import multi_latent_attention
 
-    arch = shallow(entry(name).arch)
     args = parsed(emitted("megatron", planned(arch)))
     config = config_of(args)
     config.use_cpu_initialization = True
@@ -284,9 +279,37 @@ def test_megatron_core_builds_the_model_that_was_planned(
             position_embedding_type=args["position_embedding_type"],
             share_embeddings_and_output_weights="untie_embeddings_and_output_weights" not in args,
         )
-    built = sum(weight.numel() for weight in model.parameters())
     assert padded(args) == arch.embedding.n_rows
-    assert built == params(arch).value
+    return sum(weight.numel() for weight in model.parameters())
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("name", SAID)
+def test_megatron_core_builds_the_model_that_was_planned(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arch = shallow(entry(name).arch)
+    assert built(arch, monkeypatch) == params(arch).value
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_megatron_core_has_biases_where_the_spec_has(
+    everywhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arch = shallow(entry("mixtral-8x7b").arch)
+    layer = arch.layers[0]
+    experts = layer.feed_forward
+    assert isinstance(experts, Experts)
+    biased = replace(
+        layer,
+        attention=replace(layer.attention, bias_qkv=True, bias_out=everywhere),
+        feed_forward=replace(
+            experts, expert=replace(experts.expert, bias=everywhere), router_bias=everywhere
+        ),
+    )
+    arch = replace(arch, layers=(biased,) * arch.n_layers)
+    assert built(arch, monkeypatch) == params(arch).value
 
 
 # --- torchtitan ---------------------------------------------------------------------------------

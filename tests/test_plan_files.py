@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from isoflop.arch import Arch, gpt
 from isoflop.arch.spec import Full, Window
@@ -24,6 +26,7 @@ from isoflop.hardware import parse_cluster
 from isoflop.plan import Layout, TrainPlan, plan_train
 from isoflop.plan.diff import diff, leaves
 from isoflop.plan.emit import KINDS, emitted
+from isoflop.plan.emit.megatron_model import padding
 from isoflop.plan.training.learning_rate import of_compute, of_size_and_tokens, suggested
 from isoflop.plan.training.plan import what_if
 from isoflop.plan.training.work import Work
@@ -127,6 +130,13 @@ def test_megatron_refuses_by_field_what_it_has_no_word_for(
         emitted("megatron", planned(layout, arch=entry(name).arch, on="32xb300-sxm"))
     for field in fields:
         assert re.search(field, str(refused.value))
+
+
+@given(st.integers(1, 10**6), st.integers(0, 2000), st.sampled_from([1, 2, 4, 8]))
+def test_megatron_pads_the_vocabulary_to_the_specs_rows(vocab: int, more: int, tp: int) -> None:
+    rows = -(-(vocab + more) // tp) * tp
+    multiple = padding(vocab, rows, tp) * tp
+    assert -(-vocab // multiple) * multiple == rows
 
 
 def test_megatron_deals_experts_within_tensor_ranks() -> None:

@@ -30,7 +30,7 @@ def suggested(work: Work) -> tuple[Suggested, ...]:
     >>> from isoflop.arch import gpt
     >>> small = gpt("gpt2", d_model=768, n_layers=12, n_heads=12, vocab_size=50257, max_seq_len=1024)
     >>> [f"{s.learning_rate:.1e} {s.by}" for s in suggested(Work(small, 10**10, 1024))]
-    ['1.1e-03 DeepSeek LLM, 2401.02954, equation 1', '4.5e-03 Step Law, 2503.04715, equation 1']
+    ['1.4e-03 DeepSeek LLM, 2401.02954, equation 1', '4.7e-03 Step Law, 2503.04715, equation 1']
     """
     arch = work.arch
     towers = arch.encoder is not None or arch.vision is not None
