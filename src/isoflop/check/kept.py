@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from isoflop.arch import Arch
 from isoflop.check.paths import AtWork, Shallow
 from isoflop.check.row import Row, leaf_values
-from isoflop.check.work import inputs_for, sample_of
+from isoflop.check.work import inputs_for, loss_of_whole_logits, sample_of
 from isoflop.count import Kernels, Precision, Recompute, Workload, bytes_saved
 from isoflop.count.memory_saved import RECOMPUTES
 from isoflop.model import build
@@ -107,7 +107,7 @@ def bytes_kept(module: nn.Module, work: Workload) -> dict[str, int]:
         FusedAttention(),
         saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        module.loss(*inputs_for(module, work))  # type: ignore[operator]
+        loss_of_whole_logits(module, inputs_for(module, work))
     return dict(kept)
 
 

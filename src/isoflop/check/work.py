@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,6 +16,7 @@ from isoflop.check.paths import AtWork, Shallow
 from isoflop.check.row import Row, leaf_values, rows
 from isoflop.count import Workload, flops_backward, flops_forward
 from isoflop.model import EncoderDecoder, Images, VisionDecoder, build
+from isoflop.model.loss import mean_loss
 
 #: Shapes are what is compared, not speed: a few tokens show every product. An encoder reads
 #: more of them than a decoder, so that neither is taken for the other.
@@ -51,9 +52,9 @@ def count_flops(
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = AtWork(module)  # type: ignore[assignment]  # it asks for `parents` alone
     with sdpa_kernel(SDPBackend.MATH), counter:
-        loss = module.loss(*inputs)  # type: ignore[operator]
+        loss = loss_of_whole_logits(module, inputs)
         forward = _totals(counter)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     both = _totals(counter)
     return forward, {name: both[name] - forward.get(name, 0) for name in both}
 
@@ -63,8 +64,14 @@ def _totals(counter: FlopCounterMode) -> dict[str, int]:
     return {name: sum(own.values()) for name, own in counts.items() if name != "Global"}
 
 
+def loss_of_whole_logits(module: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
+    """The loss as it is off a CPU, outside all modules: that is its own path."""
+    *read, targets_BT = inputs
+    return mean_loss(module(*read), targets_BT)
+
+
 def inputs_for(module: nn.Module, work: Workload) -> tuple[Any, ...]:
-    """What `loss` takes, on the meta device: tokens and targets, and what is read beside them."""
+    """What a forward pass reads, on the meta device, and after it the targets."""
     tokens = torch.zeros(work.batch, work.seq_len, dtype=torch.int64, device="meta")
     if isinstance(module, EncoderDecoder):
         source = tokens.new_zeros(work.batch, int(work.source.value))
@@ -73,5 +80,5 @@ def inputs_for(module: nn.Module, work: Workload) -> tuple[Any, ...]:
         spec = module.vision.spec
         shape = (work.batch * work.images, spec.channels, spec.image, spec.image)
         pixels = torch.zeros(shape, device="meta")
-        return tokens, tokens, Images(pixels, tokens.bool())
+        return tokens, Images(pixels, tokens.bool()), tokens
     return tokens, tokens
