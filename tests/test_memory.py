@@ -38,9 +38,9 @@ from isoflop.count import (
     memory_training,
     params,
 )
-from isoflop.count.stages import layers_of_stage
+from isoflop.count.stages import layers_fullest, layers_of_ends, layers_of_stage
 from isoflop.errors import InputError, UnknownName
-from isoflop.quantity import Basis, Node
+from isoflop.quantity import Basis, Node, number
 from isoflop.quantity.expr import FUNCTIONS
 from strategies import archs
 
@@ -533,6 +533,17 @@ def test_every_layer_is_on_one_stage_and_chunks_differ_by_one(
     runs = sorted(run for stage in stages for run in _runs(stage))
     assert len(runs) <= pp * virtual
     assert max(map(len, stages)) <= virtual * -(-n_layers // (pp * virtual))
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 5))
+def test_formulas_of_the_fullest_stage_and_the_ends_are_the_layers_that_stages_have(
+    n_layers: int, pp: int, virtual: int
+) -> None:
+    assume(pp * virtual <= n_layers)
+    sizes = [len(layers_of_stage(n_layers, pp, stage, virtual)) for stage in range(pp)]
+    ends = layers_of_ends(n_layers, number(pp), number(virtual))
+    assert layers_fullest(n_layers, number(pp)).value == max(sizes)
+    assert [end.value for end in ends] == [sizes[0], sizes[-1]]
 
 
 def _runs(layers: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from isoflop.count.blocks import Part, describe
+from isoflop.count.stages import layers_fullest, layers_of_ends
 from isoflop.count.workload import Workload
 from isoflop.hardware.fabric import Fabric, fabric_of
 from isoflop.hardware.fitted import Beliefs
@@ -29,7 +30,6 @@ from isoflop.quantity import (
     Expr,
     Node,
     branch,
-    ceil_div,
     leaf,
     maximum,
     minimum,
@@ -228,23 +228,10 @@ class _Step:
     # --- stages ---------------------------------------------------------------------------
 
     @cached_property
-    def _chunks(self) -> Expr:
-        return self.sizes.ways("pp", "virtual_pp")
-
-    @cached_property
-    def _uneven(self) -> Expr:
-        """Above zero where chunks do not hold equally many layers."""
-        n = self.setting.arch.n_layers
-        return ceil_div(n, self._chunks) * self._chunks - n
-
-    @cached_property
     def _slots(self) -> Expr:
-        """Layers on the fullest stage: an even share, or with both ends counted as layers."""
+        """Layers on the fullest stage."""
         n = self.setting.arch.n_layers
-        if "pp" not in self.sizes:
-            return number(n)
-        fullest = ceil_div(n + 2, self._chunks) * self.sizes.ways("virtual_pp")
-        return where(self._uneven, fullest, n / self.sizes.pp)
+        return layers_fullest(n, self.sizes.pp) if "pp" in self.sizes else number(n)
 
     def _share(self, kind: str) -> Expr:
         """Layers of one kind on the fullest stage.
@@ -290,9 +277,12 @@ class _Step:
         """What the embedding or the head adds to the fullest stage, one micro-batch."""
         size = self._first + self._last
         if "pp" in self.sizes:
-            most = maximum(self._first, self._last)
-            uneven = maximum(0, most - self._one_layer)
-            size = where(self.sizes.pp - 1, where(self._uneven, uneven, most), size)
+            held = layers_of_ends(
+                self.setting.arch.n_layers, self.sizes.pp, self.sizes.ways("virtual_pp")
+            )
+            spare = [(self._slots - own) * self._one_layer for own in held]
+            most = maximum(0, self._first - spare[0], self._last - spare[1])
+            size = where(self.sizes.pp - 1, most, size)
         return self._leaf("ends", size, self.sizes.n_micro_batches)
 
     def _bubble(self) -> Node:
