@@ -21,7 +21,7 @@ from isoflop.hardware import Cluster, find
 from isoflop.hardware.fitted import PRIORS, Beliefs, OwnSteps, shipped
 from isoflop.hardware.stack import find_stack, stack_names
 from isoflop.plan.layout import Layout
-from isoflop.plan.step.seconds import shown, step_time
+from isoflop.plan.step.seconds import _Step, shown, step_pieces, step_time
 from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Symbol, number
 from isoflop.quantity.compile import compile_expressions
@@ -53,6 +53,10 @@ def a_setting(
 ) -> Setting:
     plain = {"seq_len": 2048, "global_batch": 64, "stack": "nemo-24", **more}
     return Setting(arch, Cluster(find(chip), layout.n_accelerators), layout, **plain)  # type: ignore[arg-type]
+
+
+def step_of(setting: Setting) -> _Step:
+    return _Step(setting, setting.beliefs)
 
 
 def seconds(setting: Setting, beliefs: Beliefs | None = None) -> float:
@@ -134,6 +138,50 @@ def test_recomputing_costs_a_forward_pass() -> None:
     none, full = (step_time(a_setting(Layout(), recompute=r)) for r in ("none", "full"))
     again = full.find("layers/layer/recompute").value
     assert again == none.find("layers/layer/forward").value
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("arch", [SMALL, MIXED], ids=["dense", "experts"])
+@pytest.mark.parametrize("compute", ["bf16", "fp8"])
+def test_weights_gradients_are_the_part_of_backward_that_products_with_weights_can_put_off(
+    arch: Arch, recompute: str, compute: str
+) -> None:
+    setting = a_setting(Layout(tp=2, dp=2), arch, recompute=recompute, compute=compute)
+    pieces, tree = step_pieces(setting), step_time(setting)
+    for kind, passes in pieces.layers.items():
+        backward = tree.find(f"layers/{kind}/backward")
+        assert 0 < passes.weights.value < backward.value
+    for passes in (pieces.first, pieces.last):
+        assert 0 < passes.weights.value <= passes.backward.value
+    assert pieces.first.weights.value > pieces.first.backward.value / 3, "a table's is put off"
+
+
+def test_only_products_with_weights_put_gradients_off() -> None:
+    setting = a_setting(Layout(tp=2, dp=2), MIXED)
+    work = step_of(setting).work
+    for name, part in step_of(setting).kinds.items():
+        backward, put_off = (
+            {path: float(node.value) for path, node in tree.leaves().items()}
+            for tree in (work.backward(part, name), work.weight_gradients(part, name))
+        )
+        names = {path.rsplit("/", 1)[-1] for path, size in put_off.items() if size}
+        assert names == {"q", "k", "v", "out", "router", "gate", "up", "down"}
+        assert all(size <= backward[path] for path, size in put_off.items())
+
+
+def test_a_large_product_takes_a_third_of_its_time_in_each_direction() -> None:
+    """Equally many FLOPs (Qi 2023, 2401.10241, table 1); gradients are added up in fp32."""
+    wide = gpt("wide", d_model=16384, n_layers=2, n_heads=128, vocab_size=64, max_seq_len=4096)
+    work = step_of(a_setting(Layout(micro_batch=2), wide)).work
+    part = step_of(a_setting(Layout(micro_batch=2), wide)).kinds["layer"]
+    for path in ("feed_forward/up", "feed_forward/down"):
+        forward, backward, put_off = (
+            float(tree.find(path).value)
+            for tree in (work.forward(part, ""), work.backward(part, ""),
+                         work.weight_gradients(part, ""))
+        )  # fmt: skip
+        assert put_off == pytest.approx(forward, rel=0.15)
+        assert backward - put_off == pytest.approx(forward, rel=0.15)
 
 
 def test_what_is_hidden_is_the_shorter_of_two() -> None:

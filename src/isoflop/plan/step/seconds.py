@@ -184,7 +184,10 @@ class _Step:
         n_micro, per_stage = self.sizes.n_micro_batches, self.setting.arch.n_layers / self.sizes.pp
         hops = 2 * n_micro * self.sizes.virtual_pp
         return Pieces(
-            layers={name: Passes(f, whole - f) for name, (f, whole) in layers.items()},
+            layers={
+                name: Passes(f, whole - f, self.put_off[name])
+                for name, (f, whole) in layers.items()
+            },
             first=self._passes(*FIRST),
             last=self._passes(*LAST),
             traffic=total(node.total for node in self._within()) / (n_micro * per_stage),
@@ -202,6 +205,13 @@ class _Step:
     def layers(self) -> dict[str, Node]:
         """The work of one layer of each kind on one micro-batch."""
         return {name: self._layer(part) for name, part in self.kinds.items()}
+
+    @cached_property
+    def put_off(self) -> dict[str, Expr]:
+        """Seconds of each kind's weights' gradients, part of its layer's backward."""
+        return {
+            name: self.work.weight_gradients(part, name).total for name, part in self.kinds.items()
+        }
 
     def _layer(self, part: Part) -> Node:
         forward = self.work.forward(part, "forward")
@@ -263,6 +273,7 @@ class _Step:
         return Passes(
             total(self.work.forward(part, part.name).total for part in parts),
             total(self.work.backward(part, part.name).total for part in parts),
+            total(self.work.weight_gradients(part, part.name).total for part in parts),
         )
 
     @cached_property
