@@ -118,19 +118,21 @@ def memory_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 
     >>> sum(rank.find(n).value for n in ("bytes_weights", "bytes_grads", "bytes_optimizer")) * 64
     1991036928
     """
-    _check_stage(job.arch, shards, stage)
+    check_stage(job.arch, shards, stage)
     root = describe(job.arch, job.work)
     parts = list(stage_parts(job.arch, root, shards.pp, stage, shards.virtual))
-    flight, embedded = shards.in_flight(stage, n_micro), shards.embedded(n_micro)
-    return memory_held(job, shards, parts, flight, embedded)
+    flight = shards.in_flight(stage, n_micro)
+    kept = {part.name: flight * copies for part, copies in parts if part.is_layer}
+    return memory_held(job, shards, parts, {**kept, "embedding": shards.embedded(n_micro)})
 
 
 def memory_held(
-    job: Trained, shards: Shards, parts: list[tuple[Part, Expr]], flight: Expr, embedded: Expr
+    job: Trained, shards: Shards, parts: list[tuple[Part, Expr]], kept: Mapping[str, Expr]
 ) -> Node:
-    """Bytes of a rank that holds `parts`, with `flight` micro-batches of its layers.
+    """Bytes of a rank that holds `parts`; `kept` says how often a part's activations are.
 
-    `embedded` micro-batches wait for the embedding's backward, where it is among the parts.
+    That is micro-batches in flight times layers of a kind, and micro-batches whose embedding
+    waits for backward; parts that are not in `kept` keep those of one.
     """
     state = job.state
     return branch(
@@ -141,12 +143,13 @@ def memory_held(
             _stored(job, shards, parts, "bytes_grads", state.bytes_grads, shards.zero >= 2),
             _stored(job, shards, parts, "bytes_optimizer", state.bytes_optimizer, shards.zero >= 1),
             *_gathered(job, shards, parts),
-            _activations(job, shards, parts, flight, embedded),
+            _activations(job, shards, parts, kept),
         ],
     )
 
 
-def _check_stage(arch: Arch, shards: Shards, stage: int) -> None:
+def check_stage(arch: Arch, shards: Shards, stage: int) -> None:
+    """Raise InputError where a model has no such stage under these shards."""
     bad = pipeline_rules(arch.n_layers, shards.pp, shards.virtual)
     if not 0 <= stage < shards.pp:
         bad.append(Problem("stage", stage, f"lies between 0 and pp - 1 = {shards.pp - 1}"))
@@ -219,20 +222,17 @@ def _activations(
     job: Trained,
     shards: Shards,
     parts: list[tuple[Part, Expr]],
-    flight: Expr,
-    embedded: Expr,
+    kept: Mapping[str, Expr],
 ) -> Node:
     """What forward leaves for backward, in as many micro-batches as are in flight."""
     children = []
     layers: list[tuple[Part, Keeping]] = []
-    for part, copies in parts:
+    for part, _ in parts:
         if not keeps(part):
             continue
         split = split_of(job.arch, part.name, shards)
         keeping = Keeping(job.state.activation, job.kernels, job.recompute, ways_of(split, shards))
-        once = embedded if part.name == "embedding" else number(1)
-        times = flight * copies if part.is_layer else once
-        children.append(_leaf(part.name, keeping.tree(part).size, times))
+        children.append(_leaf(part.name, keeping.tree(part).size, kept.get(part.name, 1)))
         if any(layers_in([part])):
             layers.append((part, keeping))
     if job.recompute == "full":

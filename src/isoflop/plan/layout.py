@@ -17,6 +17,8 @@ from isoflop.count.blocks import beside
 from isoflop.count.stages import pipeline_rules
 from isoflop.errors import Problem
 from isoflop.hardware import Cluster
+from isoflop.plan.schedule.kinds import SCHEDULES, DualPipeV, Interleaved, Schedule, ScheduleName
+from isoflop.plan.schedule.kinds import broken_rules as broken_of_schedule
 from isoflop.quantity.units import format_bytes
 
 
@@ -30,7 +32,8 @@ class Layout:
     cp: context parallel, each rank a part of every sequence. dp: data-parallel copies.
     ep: ranks that the experts are dealt over, out of dp x cp. zero: 1 splits the optimizer's
     state over dp x cp, 2 gradients too, 3 weights too (Rajbhandari 2020, 1910.02054).
-    micro_batch: sequences that one copy works on at once.
+    micro_batch: sequences that one copy works on at once. schedule: the order in which stages
+    work (plan/schedule); `1f1b` with several chunks is interleaved.
     """
 
     tp: int = 1
@@ -42,6 +45,16 @@ class Layout:
     ep: int = 1
     virtual: int = 1
     sequence_parallel: bool = True
+    schedule: ScheduleName = "1f1b"
+
+    @property
+    def pipeline(self) -> Schedule:
+        """The schedule as a value.
+
+        >>> Layout(pp=4, virtual=2).pipeline, Layout(pp=4, schedule="zb-h1").pipeline
+        (Interleaved(virtual=2), ZeroBubble(ahead=1))
+        """
+        return Interleaved(self.virtual) if self.virtual > 1 else SCHEDULES[self.schedule]
 
     @property
     def n_accelerators(self) -> int:
@@ -64,15 +77,18 @@ class Layout:
 
         >>> print(Layout(tp=8, pp=2, dp=4, cp=2))
         tp=8 pp=2 dp=4 zero=0 cp=2
+        >>> print(Layout(pp=4, schedule="zb-h1"))
+        tp=1 pp=4 dp=1 zero=0 schedule=zb-h1
         """
         text = f"tp={self.tp} pp={self.pp} dp={self.dp} zero={self.zero}"
         rest = ("cp", "ep", "virtual", "micro_batch")
         text += "".join(
             f" {name}={getattr(self, name)}" for name in rest if getattr(self, name) > 1
         )
+        text += "" if self.schedule == "1f1b" else f" schedule={self.schedule}"
         return text if self.sequence_parallel else f"{text} without sequence parallelism"
 
-    def to_json(self) -> dict[str, int | bool]:
+    def to_json(self) -> dict[str, int | bool | str]:
         return asdict(self)
 
 
@@ -130,6 +146,7 @@ def broken_rules(
     return [
         *tensor_rules(layout.tp, arch),
         *pipeline_rules(arch.n_layers, layout.pp, layout.virtual),
+        *_rules_of_schedule(layout, arch, global_batch),
         *_expert_rules(layout, arch),
         *_tower_rules(layout, arch),
         *_rules_of_place(layout, cluster),
@@ -198,6 +215,33 @@ def _tower_rules(layout: Layout, arch: Arch) -> list[Problem]:
     rule = f"is 1 for a model with {' and '.join(towers)}"
     hint = "data parallelism and ZeRO split it"
     return [Problem(n, size, rule, hint) for n, size in cut.items() if towers and size > 1]
+
+
+def _rules_of_schedule(layout: Layout, arch: Arch, global_batch: int) -> list[Problem]:
+    """What the schedule asks: of a layout, of the model, of the micro-batches of a step."""
+    name, n_micro = layout.schedule, layout.n_micro_batches(global_batch)
+    if name not in SCHEDULES:
+        return [Problem("schedule", name, f"is one of {', '.join(SCHEDULES)}")]
+    if name == "1f1b":
+        return []
+    rules = [
+        ("schedule", name, "is 1f1b where pp is 1: nothing is scheduled", layout.pp > 1),
+        ("virtual", layout.virtual, f"is 1 under {name}: 1f1b alone interleaves", layout.virtual == 1),
+    ]  # fmt: skip
+    broken = [Problem(field, value, rule) for field, value, rule, holds in rules if not holds]
+    return broken or schedule_rules(name, arch.n_layers, layout.pp, n_micro)
+
+
+def schedule_rules(name: ScheduleName, n_layers: int, pp: int, n_micro: int) -> list[Problem]:
+    """What a schedule asks of a pipeline of several stages.
+
+    >>> print(*schedule_rules("dualpipev", n_layers=6, pp=4, n_micro=4), sep="; ")
+    pp=4: must hold: times 2 is at most n_layers=6; n_micro=4: must hold: is at least 2 * pp = 8
+    """
+    schedule, broken = SCHEDULES[name], []
+    if isinstance(schedule, DualPipeV) and 2 * pp > n_layers:
+        broken.append(Problem("pp", pp, f"times 2 is at most n_layers={n_layers}"))
+    return broken + broken_of_schedule(schedule, pp, n_micro)
 
 
 def _rules_of_place(layout: Layout, cluster: Cluster) -> list[Problem]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import groupby
 from typing import TypeAlias
 
-from isoflop.arch import Arch
-from isoflop.count.stages import layers_of_stage
 from isoflop.errors import Infeasible, InputError
 from isoflop.hardware import Chip, Cluster
 from isoflop.plan.layout import Layout, Refusal, broken_rules, legal_layouts
+from isoflop.plan.memory.flight import ranks_unlike
 from isoflop.plan.memory.shard import Trained, memory_training_stage
 from isoflop.quantity import Node
 from isoflop.quantity.units import format_bytes
@@ -72,25 +70,9 @@ def _group(layout: Layout, cluster: Cluster) -> tuple[int, ...]:
 def bytes_per_accelerator(job: Trained, layout: Layout, global_batch: int) -> Node:
     """Memory of the accelerator that holds most."""
     n_micro = layout.n_micro_batches(global_batch)
-    stages = stages_unlike(job.arch, layout)
-    trees = [memory_training_stage(job, layout, n_micro, stage) for stage in stages]
+    ranks = ranks_unlike(job.arch, layout)
+    trees = [memory_training_stage(job, layout, n_micro, rank) for rank in ranks]
     return max(trees, key=lambda tree: tree.value)
-
-
-def stages_unlike(arch: Arch, layout: Layout) -> tuple[int, ...]:
-    """Stages that may hold most: of those with equal parts the first, which keeps most.
-
-    >>> from isoflop.arch import gpt
-    >>> odd = gpt("odd", d_model=96, n_layers=14, n_heads=6, vocab_size=64, max_seq_len=8)
-    >>> stages_unlike(odd, Layout(pp=4))
-    (0, 1, 3)
-    """
-    first: dict[object, int] = {}
-    for stage in range(layout.pp):
-        own = layers_of_stage(arch.n_layers, layout.pp, stage, layout.virtual)
-        kinds = frozenset(Counter(arch.layers[i].name for i in own).items())
-        first.setdefault((stage == 0, stage == layout.pp - 1, kinds), stage)
-    return tuple(first.values())
 
 
 def _weigh(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from isoflop.count.blocks import Part
-from isoflop.count.memory_rank import Trained, memory_held, memory_rank, parts_held
+from isoflop.count.blocks import Part, describe
+from isoflop.count.memory_rank import Trained, check_stage, memory_held
 from isoflop.count.memory_saved import Recompute
 from isoflop.count.memory_split import Shards
 from isoflop.count.memory_stack import overhead, stack_of
 from isoflop.plan.layout import Layout
+from isoflop.plan.memory.flight import Share, in_flight, parts_of, share_of
+from isoflop.plan.memory.put_off import with_put_off
 from isoflop.quantity import Expr, Node, Symbol, branch, where
 from isoflop.quantity.expr import product
 
@@ -41,31 +41,35 @@ def shards_of(layout: Layout) -> Shards:
 def memory_training_stage(
     job: Trained, layout: Layout, n_micro: int, stage: int, stack: str = "unknown"
 ) -> Node:
-    """Bytes that one accelerator of pipeline stage `stage` holds at its peak, as a tree.
+    """Bytes that one accelerator of pipeline rank `stage` holds at its peak, as a tree.
 
     `stack` names the trainer's software; what it holds beside the model is `bytes_overhead`.
+
+    Raises:
+        InputError: the model cannot be cut so, or the pipeline has no such rank.
     """
-    shards = shards_of(layout)
-    rank = memory_rank(job, shards, n_micro=n_micro, stage=stage)
-    return with_overhead(rank, job, shards, shards.in_flight(stage, n_micro), stack)
+    check_stage(job.arch, shards_of(layout), stage)
+    root, share = describe(job.arch, job.work), share_of(job.arch, layout, stage)
+    return memory_training_held(job, root, layout, share, n_micro=n_micro, stage=stage, stack=stack)
 
 
 def memory_training_held(
     job: Trained,
     root: Part,
     layout: Layout,
-    kinds: Mapping[str, int],
+    share: Share,
     *,
-    first: bool,
-    last: bool,
+    n_micro: int = 1,
+    stage: int = 0,
     stack: str = "unknown",
 ) -> Node:
-    """The same for any stage that holds so many layers of each kind; `root` describes the job."""
+    """The same for a rank that holds `share` of the model; `root` describes the job."""
     shards = shards_of(layout)
-    parts = list(parts_held(job.arch, root, kinds, first=first, last=last))
-    flight, embedded = shards.in_flight(0, 1), shards.embedded(1)
-    held = memory_held(job, shards, parts, flight, embedded)
-    return with_overhead(held, job, shards, flight, stack)
+    flight = in_flight(layout, shards, stage, n_micro)
+    parts, kept = parts_of(job.arch, root, share, flight)
+    held = memory_held(job, shards, parts, kept)
+    held = with_put_off(held, job, root, layout, shards, share, stage)
+    return with_overhead(held, job, shards, flight.outputs, stack)
 
 
 def with_overhead(

@@ -14,22 +14,26 @@ from isoflop.plan.schedule.closed import (
 )
 from isoflop.plan.schedule.held import held
 from isoflop.plan.schedule.kinds import (
+    SCHEDULES,
     DualPipe,
     DualPipeV,
     GPipe,
     Interleaved,
     OneFOneB,
     Schedule,
+    ScheduleName,
     ZeroBubble,
     broken_rules,
     n_chunks,
     n_stages,
+    stages_of,
 )
 from isoflop.plan.schedule.orders import Order, Slot, Together, Work, orders, works
 from isoflop.plan.schedule.render import render
 from isoflop.plan.schedule.simulate import Durations, Simulation, Span, simulate
 
 __all__ = [
+    "SCHEDULES",
     "DualPipe",
     "DualPipeV",
     "Durations",
@@ -39,6 +43,7 @@ __all__ = [
     "OneFOneB",
     "Order",
     "Schedule",
+    "ScheduleName",
     "Simulation",
     "Slot",
     "Span",
@@ -56,5 +61,6 @@ __all__ = [
     "render",
     "seconds_closed",
     "simulate",
+    "stages_of",
     "works",
 ]

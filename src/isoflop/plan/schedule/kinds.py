@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -52,6 +53,17 @@ class DualPipeV:
 
 Schedule: TypeAlias = GPipe | OneFOneB | Interleaved | ZeroBubble | DualPipe | DualPipeV
 
+#: How a layout names a schedule; 1F1B of several chunks is interleaved.
+ScheduleName: TypeAlias = Literal["1f1b", "gpipe", "zb-h1", "zb-h2", "dualpipe", "dualpipev"]
+SCHEDULES: Mapping[ScheduleName, Schedule] = {
+    "1f1b": OneFOneB(),
+    "gpipe": GPipe(),
+    "zb-h1": ZeroBubble(1),
+    "zb-h2": ZeroBubble(2),
+    "dualpipe": DualPipe(),
+    "dualpipev": DualPipeV(),
+}
+
 
 def n_chunks(schedule: Schedule) -> int:
     """Stages that one rank holds.
@@ -87,6 +99,15 @@ def stage_of(schedule: Schedule, pp: int, rank: int, chunk: int) -> int:
             return min(rank, pp - 1 - rank) if chunk == 0 else max(rank, pp - 1 - rank)
         case _:
             return chunk * pp + rank
+
+
+def stages_of(schedule: Schedule, pp: int, rank: int) -> tuple[int, ...]:
+    """The stages that a rank holds, in the order of its chunks.
+
+    >>> stages_of(DualPipe(), 4, 1), stages_of(DualPipeV(), 4, 1), stages_of(Interleaved(2), 4, 1)
+    ((1, 2), (1, 6), (1, 5))
+    """
+    return tuple(stage_of(schedule, pp, rank, chunk) for chunk in range(n_chunks(schedule)))
 
 
 def broken_rules(schedule: Schedule, pp: int, n_micro: int) -> list[Problem]:
