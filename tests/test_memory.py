@@ -38,7 +38,12 @@ from isoflop.count import (
     memory_training,
     params,
 )
-from isoflop.count.stages import layers_fullest, layers_of_ends, layers_of_stage
+from isoflop.count.stages import (
+    layers_fullest,
+    layers_fullest_pair,
+    layers_of_ends,
+    layers_of_stage,
+)
 from isoflop.errors import InputError, UnknownName
 from isoflop.quantity import Basis, Node, number
 from isoflop.quantity.expr import FUNCTIONS
@@ -544,6 +549,9 @@ def test_formulas_of_the_fullest_stage_and_the_ends_are_the_layers_that_stages_h
     ends = layers_of_ends(n_layers, number(pp), number(virtual))
     assert layers_fullest(n_layers, number(pp)).value == max(sizes)
     assert [end.value for end in ends] == [sizes[0], sizes[-1]]
+    if virtual == 1 and pp % 2 == 0:
+        pairs = [a + b for a, b in zip(sizes, reversed(sizes), strict=True)]
+        assert layers_fullest_pair(n_layers, number(pp)).value == max(pairs)
 
 
 def _runs(layers: tuple[int, ...]) -> list[tuple[int, ...]]:

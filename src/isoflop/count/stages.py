@@ -44,6 +44,16 @@ def layers_fullest(n_layers: int, pp: Expr) -> Expr:
     return ceil_div(n_layers, pp)
 
 
+def layers_fullest_pair(n_layers: int, n_stages: Expr) -> Expr:
+    """Layers of the fullest pair of stages, one as far from the first as the other from the last.
+
+    >>> from isoflop.quantity import number
+    >>> [layers_fullest_pair(n, number(4)).value for n in (8, 9, 10, 11)]
+    [4, 5, 6, 6]
+    """
+    return ceil_div(n_layers, n_stages) + ceil_div(n_layers - 1, n_stages)
+
+
 def layers_of_ends(n_layers: int, pp: Expr, virtual: Expr) -> tuple[Expr, Expr]:
     """Layers of the first stage and of the last by `layers_of_stage`.
 

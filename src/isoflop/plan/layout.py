@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 from itertools import product
 from typing import Any, Literal
 
@@ -63,14 +62,6 @@ class Layout:
     def n_micro_batches(self, global_batch: int) -> int:
         """Micro-batches that each pipeline runs per step."""
         return global_batch // (self.dp * self.micro_batch)
-
-    def bubble(self, global_batch: int) -> Fraction:
-        """Idle time of a 1F1B pipeline over its ideal time (Narayanan 2021, 2104.04473, 2.2).
-
-        >>> Layout(tp=8, pp=12, dp=4).bubble(global_batch=1536)
-        Fraction(11, 384)
-        """
-        return Fraction(self.pp - 1, self.n_micro_batches(global_batch) * self.virtual)
 
     def __str__(self) -> str:
         """The sizes, leaving out what is as it is by default.

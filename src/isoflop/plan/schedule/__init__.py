@@ -9,12 +9,15 @@ from isoflop.plan.schedule.closed import (
     InFlight,
     Terms,
     bubble_published,
+    idle_closed,
     in_flight_closed,
+    n_together,
     seconds_closed,
 )
 from isoflop.plan.schedule.held import held
 from isoflop.plan.schedule.kinds import (
     SCHEDULES,
+    SOURCES,
     DualPipe,
     DualPipeV,
     GPipe,
@@ -34,6 +37,7 @@ from isoflop.plan.schedule.simulate import Durations, Simulation, Span, simulate
 
 __all__ = [
     "SCHEDULES",
+    "SOURCES",
     "DualPipe",
     "DualPipeV",
     "Durations",
@@ -54,9 +58,11 @@ __all__ = [
     "broken_rules",
     "bubble_published",
     "held",
+    "idle_closed",
     "in_flight_closed",
     "n_chunks",
     "n_stages",
+    "n_together",
     "orders",
     "render",
     "seconds_closed",

@@ -64,6 +64,15 @@ SCHEDULES: Mapping[ScheduleName, Schedule] = {
     "dualpipev": DualPipeV(),
 }
 
+SOURCES: Mapping[ScheduleName, str] = {
+    "1f1b": "Narayanan 2021 (2104.04473), section 2.2",
+    "gpipe": "Huang 2018 (1811.06965), section 2.3",
+    "zb-h1": "Qi 2023 (2401.10241), section 2.1",
+    "zb-h2": "Qi 2023 (2401.10241), section 2.2",
+    "dualpipe": "DeepSeek-V3 (2412.19437), section 3.2.1",
+    "dualpipev": 'Qi 2025, "DualPipe could be better without the Dual"',
+}
+
 
 def n_chunks(schedule: Schedule) -> int:
     """Stages that one rank holds.

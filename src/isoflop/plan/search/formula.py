@@ -1,9 +1,9 @@
 """The formulas of a plan compiled to arrays: bytes of a stage and seconds of a step.
 
-Structure branches in Python, so there is one function per structure: for each stage that
-differs from others in what it holds, and for steps with and without sequence parallelism. Sizes
-of the layout are its arguments; it gives one result for each variation, and what variations share is
-computed once.
+Structure branches in Python, so there is one function per structure: for each schedule, for each
+stage that differs from others in what it holds, and for steps with and without sequence
+parallelism. Sizes of the layout are its arguments; it gives one result for each variation of one
+schedule, and what variations share is computed once.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.count.blocks import describe
-from isoflop.count.stages import layers_of_stage
 from isoflop.plan.layout import Layout
-from isoflop.plan.memory.place import stages_unlike
+from isoflop.plan.memory.flight import Share, ranks_unlike, share_of
 from isoflop.plan.memory.shard import Trained, memory_training_held
 from isoflop.plan.search.space import Columns, Space, Variation
 from isoflop.plan.step.seconds import step_time
@@ -86,19 +85,26 @@ def template(space: Space, columns: Columns, variation: Variation) -> Layout:
     used = columns["tp"] * columns["pp"] * columns["dp"] * columns["cp"]
     wide = 2 * domain if used.max() > domain else 2
     many = {"tp": 2, "ep": 2, "virtual": 2, "pp": wide, "dp": wide, "cp": wide}
-    above = {name: most if (columns[name] > 1).any() else 1 for name, most in many.items()}  # type: ignore[index]
+    above: dict[str, Any] = {
+        name: most if (columns[name] > 1).any() else 1  # type: ignore[index]
+        for name, most in many.items()
+    }
     together = bool(columns["sequence_parallel"][0])
-    return Layout(**above, zero=variation.zero, sequence_parallel=together)
+    return Layout(
+        **above, zero=variation.zero, sequence_parallel=together, schedule=variation.schedule
+    )
 
 
 # --- seconds --------------------------------------------------------------------------------
 
 
-def seconds(space: Space, setting: Setting, columns: Columns) -> Floats:
+def seconds(
+    space: Space, setting: Setting, columns: Columns, variations: Sequence[Variation]
+) -> Floats:
     """Seconds of a step of rows that share a structure, by variation."""
     trees = [
         step_time(replace(setting, layout=template(space, columns, v), recompute=v.recompute))
-        for v in space.variations
+        for v in variations
     ]
     run = compiled([tree.total for tree in trees], SIZES)
     named = sizes(space, columns)
@@ -114,6 +120,19 @@ class Content(NamedTuple):
     first: bool
     last: bool
     kinds: tuple[str, ...]
+    mirrored: tuple[str, ...]
+
+    @classmethod
+    def of(cls, share: Share) -> Content:
+        return cls(
+            share.first, share.last, tuple(sorted(share.layers)), tuple(sorted(share.mirrored))
+        )
+
+    @property
+    def share(self) -> Share:
+        """Of one layer of each kind; how many there are is put in later."""
+        own, mirrored = (dict.fromkeys(kinds, 1) for kinds in (self.kinds, self.mirrored))
+        return Share(own, mirrored, self.first, self.last)
 
 
 class Stages(NamedTuple):
@@ -121,71 +140,78 @@ class Stages(NamedTuple):
 
     content: Content
     stage: dict[int, int]
-    layers: dict[int, Counter[str]]
+    shares: dict[int, Share]
 
 
-def bytes_needed(space: Space, job: Trained, columns: Columns) -> Floats:
-    """Bytes of the fullest stage of rows that share a structure, by variation."""
+def bytes_needed(
+    space: Space, job: Trained, columns: Columns, variations: Sequence[Variation]
+) -> Floats:
+    """Bytes of the fullest stage of rows that share a structure, by variation of one schedule."""
     pairs = np.stack([columns["pp"], columns["virtual"]], axis=1)
     shapes, shape_of = np.unique(pairs, axis=0, return_inverse=True)
     named = sizes(space, columns)
-    most = np.zeros((len(shape_of), len(space.variations)))
-    for stages in _stages_unlike(space, [(int(pp), int(v)) for pp, v in shapes]):
+    most = np.zeros((len(shape_of), len(variations)))
+    layouts = [
+        Layout(pp=int(pp), virtual=int(v), schedule=variations[0].schedule) for pp, v in shapes
+    ]
+    for stages in _stages_unlike(space, layouts):
         rows = np.flatnonzero(np.isin(shape_of, list(stages.stage)))
-        run, over = _stage(space, job, columns, stages)
+        run, over = _stage(space, job, columns, stages.content, variations)
         looked_up = _by_shape(stages, len(shapes))
         of_layout = {name: array[rows] for name, array in named.items()}
         arrays = {**of_layout, **{n: table[shape_of[rows]] for n, table in looked_up.items()}}
-        found = in_chunks(run, [arrays[name] for name in over], len(space.variations))
+        found = in_chunks(run, [arrays[name] for name in over], len(variations))
         most[rows] = np.maximum(most[rows], found)
     return most
 
 
 def _stage(
-    space: Space, job: Trained, columns: Columns, stages: Stages
+    space: Space, job: Trained, columns: Columns, content: Content, variations: Sequence[Variation]
 ) -> tuple[Callable[..., Any], tuple[str, ...]]:
     """Bytes of one kind of stage, and the names of what they depend on."""
-    content, root = stages.content, describe(job.arch, job.work)
+    root = describe(job.arch, job.work)
     trees = [
         memory_training_held(
-            replace(job, recompute=v.recompute),
-            root,
-            template(space, columns, v),
-            dict.fromkeys(content.kinds, 1),
-            first=content.first,
-            last=content.last,
+            replace(job, recompute=v.recompute), root, template(space, columns, v), content.share
         )
-        for v in space.variations
+        for v in variations
     ]
-    over = (*SIZES, "stage", *(f"n_{kind}_stage" for kind in content.kinds))
+    over = (*SIZES, "stage", *_counts(content))
     return compiled([tree.total for tree in trees], over), over
+
+
+def _counts(content: Content) -> tuple[str, ...]:
+    """The names of how many layers of each kind there are."""
+    own = [f"n_{kind}_stage" for kind in content.kinds]
+    return (*own, *(f"n_{kind}_mirror" for kind in content.mirrored))
 
 
 def _by_shape(stages: Stages, n_shapes: int) -> dict[str, Floats]:
     """What differs from shape to shape, as tables."""
-    tables = {"stage": stages.stage}
+    tables: dict[str, dict[int, int]] = {"stage": stages.stage}
     for kind in stages.content.kinds:
-        tables[f"n_{kind}_stage"] = {shape: own[kind] for shape, own in stages.layers.items()}
+        tables[f"n_{kind}_stage"] = {i: own.layers[kind] for i, own in stages.shares.items()}
+    for kind in stages.content.mirrored:
+        tables[f"n_{kind}_mirror"] = {i: own.mirrored[kind] for i, own in stages.shares.items()}
     return {
         name: np.array([table.get(shape, 0) for shape in range(n_shapes)], dtype=float)
         for name, table in tables.items()
     }
 
 
-def _stages_unlike(space: Space, shapes: list[tuple[int, int]]) -> Iterator[Stages]:
+def _stages_unlike(space: Space, layouts: Sequence[Layout]) -> Iterator[Stages]:
     """The stages of every shape that may hold most, those of equal content together.
 
     A shape with two stages of one content (of eight and of seven layers) comes twice.
     """
     found: dict[tuple[Content, int], Stages] = {}
-    for shape, (pp, virtual) in enumerate(shapes):
+    for shape, layout in enumerate(layouts):
         met: Counter[Content] = Counter()
-        for stage in stages_unlike(space.arch, Layout(pp=pp, virtual=virtual)):
-            own = layers_of_stage(space.arch.n_layers, pp, stage, virtual)
-            kinds = Counter(space.arch.layers[i].name for i in own)
-            content = Content(stage == 0, stage == pp - 1, tuple(sorted(kinds)))
+        for rank in ranks_unlike(space.arch, layout):
+            share = share_of(space.arch, layout, rank)
+            content = Content.of(share)
             key = content, met[content]
             met[content] += 1
             one = found.setdefault(key, Stages(content, {}, {}))
-            one.stage[shape], one.layers[shape] = stage, kinds
+            one.stage[shape], one.shares[shape] = rank, share
     yield from found.values()

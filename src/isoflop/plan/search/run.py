@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from time import perf_counter, process_time
+from typing import Any
 
 from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.hardware import Cluster
 from isoflop.plan.layout import Layout, broken_rules, divisors
+from isoflop.plan.schedule import SCHEDULES, ScheduleName
 from isoflop.plan.search.found import (
     Choice,
     Counters,
@@ -36,6 +38,7 @@ def search(
     *,
     fixed: Mapping[str, int] | None = None,
     recompute_too: bool = True,
+    schedules: Sequence[ScheduleName] = tuple(SCHEDULES),
     minimize: Objective = "time",
     limits: Limits | None = None,
     n_simulated: int = SIMULATED,
@@ -44,7 +47,7 @@ def search(
 
     `ask` says what to train on what; its `stack` names the trainer's software, its layout is
     not read. `fixed` are sizes that the user said, by field of `Layout`. Recomputation is
-    searched too unless `recompute_too` is off. The whole cluster is used, or a divisor of its
+    searched too unless `recompute_too` is off; of pipelines all `schedules`. The whole cluster is used, or a divisor of its
     nodes, whatever is least by `minimize`. The `n_simulated` best by formula are run event by
     event and ranked by that.
 
@@ -65,7 +68,8 @@ def search(
     known = replace(ask, stack=ask.stack or UNKNOWN, layout=None)
     if bad := [*problems_of(known), *kept.problems()]:
         raise InputError("plan train", bad)
-    return _Search(known, dict(fixed or {}), recompute_too, minimize, kept).found(n_simulated)
+    asked = _Search(known, dict(fixed or {}), recompute_too, tuple(schedules), minimize, kept)
+    return asked.found(n_simulated)
 
 
 def sub_counts(cluster: Cluster) -> tuple[int, ...]:
@@ -84,6 +88,7 @@ class _Search:
     ask: TrainAsk
     fixed: Mapping[str, int]
     recompute_too: bool
+    schedules: tuple[ScheduleName, ...]
     minimize: Objective
     limits: Limits
 
@@ -92,7 +97,7 @@ class _Search:
         ask, policy = self.ask, None if self.recompute_too else self.ask.work.recompute
         counts = sub_counts(ask.cluster)
         return Space(ask.work.arch, ask.cluster, ask.work.seq_len, ask.global_batch,
-                     self.fixed, policy, counts)  # fmt: skip
+                     self.fixed, policy, counts, self.schedules)  # fmt: skip
 
     @cached_property
     def room(self) -> float:
@@ -165,8 +170,10 @@ class _Search:
 
     def _unmet(self) -> list[Problem]:
         """Why what the user fixed leaves no legal layout."""
-        ask, sizes = self.ask, dict(self.fixed)
-        layout = Layout(**sizes)  # type: ignore[arg-type]  # sizes of the command line, by field
+        ask, sizes = self.ask, dict[str, Any](self.fixed)
+        if len(self.schedules) == 1:
+            sizes["schedule"] = self.schedules[0]
+        layout = Layout(**sizes)
         broken = broken_rules(
             layout, ask.work.arch, ask.cluster, ask.global_batch, ask.work.seq_len
         )

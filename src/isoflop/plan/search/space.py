@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from isoflop.arch import Arch
 from isoflop.count.memory_saved import RECOMPUTES, Recompute
 from isoflop.hardware import Cluster
-from isoflop.plan.layout import Layout, broken_rules, divisors
+from isoflop.plan.layout import Layout, broken_rules, divisors, schedule_rules
+from isoflop.plan.schedule import SCHEDULES, ScheduleName
 
 #: Sizes of one layout, in the order of the columns.
 Name: TypeAlias = Literal[
@@ -38,6 +39,7 @@ class Variation:
 
     zero: Literal[0, 1, 2, 3]
     recompute: Recompute
+    schedule: ScheduleName = "1f1b"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Space:
     tp divides a node; any pp up to the layers, dividing them or not, and any virtual; any cp
     that leaves ranks `LEAST_TOKENS_CONTEXT` tokens; micro-batches up to `MOST_MICRO_BATCH`; as
     many data-parallel copies as fit and divide the batch; any ep that divides copies and
-    experts; all of it within the accelerators of each of `counts`, at most an eighth idle.
+    experts; each of `schedules`; all of it within the accelerators of each of `counts`, at
+    most an eighth idle.
     """
 
     arch: Arch
@@ -57,14 +60,15 @@ class Space:
     fixed: Mapping[str, int] = field(default_factory=dict)
     recompute: Recompute | None = None
     counts: tuple[int, ...] = ()
+    schedules: tuple[ScheduleName, ...] = tuple(SCHEDULES)
 
     @cached_property
     def variations(self) -> tuple[Variation, ...]:
         stages = (0, 1, 2, 3) if "zero" not in self.fixed else (self.fixed["zero"],)
         policies = RECOMPUTES if self.recompute is None else (self.recompute,)
         return tuple(
-            Variation(zero, policy)  # type: ignore[arg-type]  # a fixed zero is checked as a rule
-            for zero, policy in product(stages, policies)
+            Variation(zero, policy, schedule)  # type: ignore[arg-type]  # a fixed zero is checked as a rule
+            for schedule, zero, policy in product(self.schedules, stages, policies)
         )
 
     @cached_property
@@ -81,16 +85,36 @@ class Space:
         return len(self.columns["tp"])
 
     def applies(self, columns: Columns) -> NDArray[np.bool_]:
-        """Of each row, the variations that mean something: ZeRO splits over copies."""
+        """Of each row, the variations that mean something: ZeRO splits over copies, and
+        schedules order the work of stages.
+        """
         copied = columns["dp"] * columns["cp"] > 1
         plain = np.array([v.zero == 0 or "zero" in self.fixed for v in self.variations])
         offered: NDArray[np.bool_] = copied[:, None] | plain[None, :]
+        for schedule in self.schedules:
+            own = np.array([v.schedule == schedule for v in self.variations])
+            offered[:, own] &= self.runs(columns, schedule)[:, None]
         return offered
+
+    def runs(self, columns: Columns, schedule: ScheduleName) -> NDArray[np.bool_]:
+        """The rows whose pipelines a schedule has an order for; 1F1B has one for all."""
+        n_micro = self.global_batch // (columns["dp"] * columns["micro_batch"])
+        if schedule == "1f1b":
+            return np.ones(len(n_micro), dtype=bool)
+        single = (columns["pp"] > 1) & (columns["virtual"] == 1)
+        pairs = np.stack([columns["pp"], n_micro], axis=1)
+        asked, which = np.unique(pairs, axis=0, return_inverse=True)
+        runs = [
+            pp > 1 and not schedule_rules(schedule, self.arch.n_layers, int(pp), int(n))
+            for pp, n in asked
+        ]
+        legal: NDArray[np.bool_] = single & np.array(runs, dtype=bool)[which.reshape(-1)]
+        return legal
 
     def layout(self, row: int, variation: Variation) -> Layout:
         sizes: dict[str, Any] = {name: int(self.columns[name][row]) for name in NAMES}
         sizes["sequence_parallel"] = bool(sizes["sequence_parallel"])
-        return Layout(**sizes, zero=variation.zero)
+        return Layout(**sizes, zero=variation.zero, schedule=variation.schedule)
 
     # --- rows -----------------------------------------------------------------------------
 
@@ -112,8 +136,9 @@ class Space:
                 used = tp * cp * pp * dp
                 if used == 0 or IDLE_ONE_IN * (count - used) > count:
                     continue
-                chunks = [v for v in self._chunks(pp)
-                          if legal(pp=pp, virtual=v, dp=dp, micro_batch=micro_batch)]  # fmt: skip
+                chunks = [v for v in self._chunks(pp) if any(
+                    legal(pp=pp, virtual=v, dp=dp, micro_batch=micro_batch, schedule=schedule)
+                    for schedule in self.schedules)]  # fmt: skip
                 deals = [ep for ep in self._deals(dp * cp) if legal(dp=dp, cp=cp, ep=ep)]
                 for virtual, ep in product(chunks, deals):
                     yield tp, pp, dp, cp, ep, virtual, micro_batch, sp
@@ -158,8 +183,8 @@ class Space:
         """Whether sizes, all others being 1, break no rule; each asked once."""
 
         @cache
-        def legal(**sizes: int) -> bool:
-            layout = Layout(**sizes)  # type: ignore[arg-type]  # sequence_parallel comes as 0 or 1
+        def legal(**fields: Any) -> bool:
+            layout = Layout(**fields)
             return not broken_rules(
                 layout, self.arch, self.cluster, self.global_batch, self.seq_len
             )

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from isoflop.count.blocks import Part, Weight
 from isoflop.count.memory_split import SPLIT
@@ -27,6 +27,7 @@ BACKWARD_MOVES_ELSE = Fraction(3, 2)
 
 #: `weights` is the part of backward that makes the weights' gradients.
 Direction: TypeAlias = Literal["forward", "backward", "weights"]
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,10 @@ class Passes:
     @property
     def both(self) -> Expr:
         return self.forward + self.backward
+
+    def of(self, direction: Direction) -> Expr:
+        seconds: Expr = getattr(self, direction)
+        return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ class RankWork:
             return branch(part.name, "seconds", children, times=self._copies(part))
         assert part.operator is not None
         passes = self.passes(part, fused_input=fused is not None, experts=experts)
-        size = getattr(passes, direction)
+        size = passes.of(direction)
         return leaf(part.name, "seconds", size, times=part.times, basis=Basis.MODELLED)
 
     def _sorting(self, part: Part) -> Node:

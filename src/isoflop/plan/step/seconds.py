@@ -11,38 +11,56 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from isoflop.count.blocks import Part, describe
-from isoflop.count.stages import layers_fullest, layers_of_ends
-from isoflop.count.workload import Workload
 from isoflop.hardware.fabric import Fabric, fabric_of
 from isoflop.hardware.fitted import Beliefs
 from isoflop.hardware.stack import Stack, find_stack
 from isoflop.plan.network.exchange import Exchange
 from isoflop.plan.network.group import Dimension, Group, Ways, groups
+from isoflop.plan.schedule import (
+    SOURCES,
+    DualPipe,
+    DualPipeV,
+    Interleaved,
+    OneFOneB,
+    Terms,
+    idle_closed,
+    n_together,
+)
 from isoflop.plan.step.constants import Constants, constants
+from isoflop.plan.step.layers import Layers
 from isoflop.plan.step.message import Message, messages
-from isoflop.plan.step.rank_work import Passes, RankWork, works
+from isoflop.plan.step.rank_work import Passes, RankWork
 from isoflop.plan.step.rates import Rates
 from isoflop.plan.step.setting import Setting
 from isoflop.plan.step.sizes import Sizes
+from isoflop.plan.step.stage import Stage
 from isoflop.quantity import (
     Basis,
     Expr,
+    Interval,
     Node,
+    Symbol,
     branch,
     leaf,
-    maximum,
     minimum,
     number,
     total,
-    where,
 )
 
 #: Bytes per weight that Adam reads and writes: master weight, two moments and gradient in
 #: fp32 read, the first three written, and the 16-bit weight.
 BYTES_ADAM = 4 * 4 + 3 * 4 + 2
-#: What the two ends of a model run beside its layers.
-FIRST, LAST = ("embedding",), ("final_norm", "head", "loss")
+#: What DualPipe's pairs hide of the experts' exchange and of what stages hand on. Its authors
+#: say that all of both "can be fully hidden" where the pair's kernels share the chip in the right
+#: proportion; no measured step of another trainer is known, so less is believed likely.
+SHARE_HIDDEN = Symbol(
+    "share_hidden_together",
+    0.9,
+    Basis.ASSUMED,
+    Interval(0.6, 1.0),
+    source="DeepSeek-V3 (2412.19437), section 3.2.1: fully hidden, by its authors",
+    meaning="of the experts' exchange and of sends, hidden where a forward and a backward run together",
+)
 #: What a message's path begins with, and what the tree calls it.
 TRAFFIC = {"tp": "tensor", "cp": "context", "ep": "experts"}
 
@@ -65,7 +83,7 @@ def step_time(setting: Setting, beliefs: Beliefs | None = None) -> Node:
     >>> [child.name for child in step_time(step).children]
     ['layers', 'ends', 'data', 'optimizer']
     """
-    return _Step(setting, setting.beliefs if beliefs is None else beliefs).tree()
+    return _step(setting, beliefs).tree()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +92,9 @@ class Pieces:
 
     layers: one layer of each kind, with its host's waiting; first, last: what the two ends of
     the model add; traffic: that of one micro-batch and layer which its work does not hide;
-    send: from one chunk to the next; once: data parallelism and the optimizer. All without
-    the `error` by which the whole step is multiplied.
+    send: from one chunk to the next; hidden: what a forward and a backward save together;
+    once: data parallelism and the optimizer. All without the `error` by which the whole step
+    is multiplied.
     """
 
     layers: Mapping[str, Passes]
@@ -83,13 +102,14 @@ class Pieces:
     last: Passes
     traffic: Expr
     send: Expr
+    hidden: Expr
     once: Expr
     error: Expr
 
 
 def step_pieces(setting: Setting, beliefs: Beliefs | None = None) -> Pieces:
     """The pieces of `step_time`'s tree."""
-    return _Step(setting, setting.beliefs if beliefs is None else beliefs).pieces()
+    return _step(setting, beliefs).pieces()
 
 
 def shown(work: Expr, beside: Expr, share: Expr) -> Expr:
@@ -97,30 +117,41 @@ def shown(work: Expr, beside: Expr, share: Expr) -> Expr:
     return beside - (1 - share) * minimum(work, beside)
 
 
+def _step(setting: Setting, beliefs: Beliefs | None) -> _Step:
+    known = setting.beliefs if beliefs is None else beliefs
+    stack = find_stack(setting.stack, known)
+    rates = Rates.of(setting.cluster.chip, setting.compute, stack, known)
+    work = RankWork(setting, stack, Sizes.of(setting), rates)
+    return _Step(setting, known, Layers(work))
+
+
 @dataclass(frozen=True)
 class _Step:
     setting: Setting
     beliefs: Beliefs
+    layers: Layers
 
     # --- what it stands on ------------------------------------------------------------
 
-    @cached_property
+    @property
     def stack(self) -> Stack:
-        return find_stack(self.setting.stack, self.beliefs)
+        return self.work.stack
 
     @cached_property
     def use(self) -> Constants:
         return constants(self.beliefs)
 
-    @cached_property
+    @property
     def sizes(self) -> Sizes:
-        return Sizes.of(self.setting)
+        return self.work.sizes
+
+    @property
+    def work(self) -> RankWork:
+        return self.layers.work
 
     @cached_property
-    def work(self) -> RankWork:
-        s = self.setting
-        rates = Rates.of(s.cluster.chip, s.compute, self.stack, self.beliefs)
-        return RankWork(s, self.stack, self.sizes, rates)
+    def stage(self) -> Stage:
+        return Stage(self.layers, self.setting.layout.pipeline)
 
     @cached_property
     def fabric(self) -> Fabric:
@@ -150,21 +181,10 @@ class _Step:
     def _heard(self, message: Message) -> bool:
         return self.around[message.dimension].size.value != 1
 
-    @cached_property
-    def parts(self) -> dict[str, Part]:
-        """The model's own parts by name; sizes are those of one micro-batch."""
-        s = self.setting
-        job = Workload.train(s.layout.micro_batch, s.seq_len, causal_skip=True)
-        return {part.name: part for part in describe(s.arch, job).parts if works(part)}
-
-    @cached_property
-    def kinds(self) -> dict[str, Part]:
-        return {name: part for name, part in self.parts.items() if part.is_layer}
-
     # --- the tree -----------------------------------------------------------------------
 
     def tree(self) -> Node:
-        children = [self._stage(), self._ends(), *self._within()]
+        children = [self._layers(), self._ends(), *self._traffic()]
         if "pp" in self.sizes:
             children += [self._bubble(), self._sends()]
         children += [*self._data(), self._optimizer()]
@@ -173,137 +193,112 @@ class _Step:
     @cached_property
     def _error(self) -> Expr:
         """Measured over predicted seconds: of the stack, and of the model."""
-        sparse = any(map(self.work.has_experts, self.kinds.values()))
+        sparse = any(map(self.work.has_experts, self.layers.kinds.values()))
         error = self.use.error_of_experts if sparse else self.use.error_of_model
         return self.stack.slowed * self.stack.residual * error
 
     def pieces(self) -> Pieces:
-        layers = {
-            name: (node.find("forward").total, node.total) for name, node in self.layers.items()
-        }
         n_micro, per_stage = self.sizes.n_micro_batches, self.setting.arch.n_layers / self.sizes.pp
-        hops = 2 * n_micro * self.sizes.virtual_pp
+        beside = [*self._data(), self._optimizer()]
+        if self.stage.mirrors:
+            beside.append(self._sends())
         return Pieces(
-            layers={
-                name: Passes(f, whole - f, self.put_off[name])
-                for name, (f, whole) in layers.items()
-            },
-            first=self._passes(*FIRST),
-            last=self._passes(*LAST),
-            traffic=total(node.total for node in self._within()) / (n_micro * per_stage),
-            send=self._sends().total / hops if "pp" in self.sizes else number(0),
-            once=total(node.total for node in [*self._data(), self._optimizer()]),
+            layers=self.layers.passes,
+            first=self.layers.first,
+            last=self.layers.last,
+            traffic=total(node.total for node in self._within) / (n_micro * per_stage),
+            send=self._send,
+            hidden=self._hidden,
+            once=total(node.total for node in beside),
             error=self._error,
         )
 
-    def _stage(self) -> Node:
-        """All micro-batches through the layers of the fullest stage."""
-        kinds = [replace(node, times=self._share(name)) for name, node in self.layers.items()]
+    def _layers(self) -> Node:
+        """All micro-batches through the layers of the fullest rank."""
+        trees = self.layers.trees.items()
+        kinds = [replace(tree, times=self.stage.share(name)) for name, tree in trees]
         return branch("layers", "seconds", kinds, times=self.sizes.n_micro_batches)
 
-    @cached_property
-    def layers(self) -> dict[str, Node]:
-        """The work of one layer of each kind on one micro-batch."""
-        return {name: self._layer(part) for name, part in self.kinds.items()}
-
-    @cached_property
-    def put_off(self) -> dict[str, Expr]:
-        """Seconds of each kind's weights' gradients, part of its layer's backward."""
-        return {
-            name: self.work.weight_gradients(part, name).total for name, part in self.kinds.items()
-        }
-
-    def _layer(self, part: Part) -> Node:
-        forward = self.work.forward(part, "forward")
-        children = [forward, self.work.backward(part, "backward")]
-        match self.setting.recompute:
-            case "full":
-                again = self.work.again(part) if self.stack.recompute_stops_early else forward
-                children.append(replace(again, name="recompute"))
-            case "selective":
-                children.append(branch("recompute", "seconds", self.work.selected(forward)))
-            case "none":
-                pass
-        busy = total(child.total for child in children)
-        children.append(leaf("host", "seconds", self._waits(part, busy), basis=Basis.MODELLED))
-        return branch(part.name, "seconds", children)
-
-    def _waits(self, part: Part, busy: Expr) -> Expr:
-        """The accelerator waits where its host is slower to issue a layer than it to run it."""
-        stack = self.stack
-        dealt = self.work.has_experts(part) and not stack.experts_padded
-        host = stack.seconds_host_experts if dealt else stack.seconds_host_layer
-        return maximum(0, host - busy)
-
-    # --- stages ---------------------------------------------------------------------------
-
-    @cached_property
-    def _slots(self) -> Expr:
-        """Layers on the fullest stage."""
-        n = self.setting.arch.n_layers
-        return layers_fullest(n, self.sizes.pp) if "pp" in self.sizes else number(n)
-
-    def _share(self, kind: str) -> Expr:
-        """Layers of one kind on the fullest stage.
-
-        Where only some layers have experts, that is a stage without the others: all stages
-        wait for the slowest.
-        """
-        arch = self.setting.arch
-        count, slots = arch.times(kind), self._slots
-        if count == arch.n_layers:
-            return slots
-        dealt = sum(arch.times(k) for k, p in self.kinds.items() if self.work.has_experts(p))
-        if "pp" not in self.sizes or dealt in (0, arch.n_layers):
-            return slots * count / arch.n_layers
-        slow = minimum(slots, dealt)
-        if self.work.has_experts(self.kinds[kind]):
-            return slow * count / dealt
-        return (slots - slow) * count / (arch.n_layers - dealt)
-
-    @cached_property
-    def _one_layer(self) -> Expr:
-        """Seconds of a layer's work, on average over kinds."""
-        arch = self.setting.arch
-        all_kinds = total(node.total * arch.times(name) for name, node in self.layers.items())
-        return all_kinds / arch.n_layers
-
-    def _passes(self, *names: str) -> Passes:
-        parts = [self.parts[name] for name in names if name in self.parts]
-        return Passes(
-            total(self.work.forward(part, part.name).total for part in parts),
-            total(self.work.backward(part, part.name).total for part in parts),
-            total(self.work.weight_gradients(part, part.name).total for part in parts),
-        )
-
-    @cached_property
-    def _first(self) -> Expr:
-        return self._passes(*FIRST).both
-
-    @cached_property
-    def _last(self) -> Expr:
-        return self._passes(*LAST).both
-
     def _ends(self) -> Node:
-        """What the embedding or the head adds to the fullest stage, one micro-batch."""
-        size = self._first + self._last
-        if "pp" in self.sizes:
-            held = layers_of_ends(
-                self.setting.arch.n_layers, self.sizes.pp, self.sizes.ways("virtual_pp")
-            )
-            spare = [(self._slots - own) * self._one_layer for own in held]
-            most = maximum(0, self._first - spare[0], self._last - spare[1])
-            size = where(self.sizes.pp - 1, most, size)
-        return self._leaf("ends", size, self.sizes.n_micro_batches)
+        return self._leaf("ends", self.stage.ends, self.sizes.n_micro_batches)
+
+    # --- the pipeline -----------------------------------------------------------------------
 
     def _bubble(self) -> Node:
-        """Idle time of 1F1B: one micro-batch through the other stages, cut by the chunks."""
-        n, pp = self.setting.arch.n_layers, self.sizes.pp
-        busy = total(node.total for node in self._within()) / self.sizes.n_micro_batches
-        elsewhere = (pp - 1) / pp * (n * self._one_layer + self._first + self._last)
-        size = (elsewhere + (pp - 1) * busy) / self.sizes.ways("virtual_pp")
-        source = "Narayanan 2021 (2104.04473), section 2.2"
+        """Idle time of the schedule where sends take none.
+
+        1F1B waits for one micro-batch through the other stages, cut by the chunks.
+        """
+        match schedule := self.setting.layout.pipeline:
+            case OneFOneB() | Interleaved():
+                size = self.stage.elsewhere(self._busy) / self.sizes.ways("virtual_pp")
+            case _:
+                size = idle_closed(schedule, self._terms(number(0)))
+        source = SOURCES[self.setting.layout.schedule]
         return leaf("bubble", "seconds", size, basis=Basis.MODELLED, source=source)
+
+    def _terms(self, send: Expr) -> Terms:
+        return self.stage.terms(self._busy, send, self._hidden)
+
+    @cached_property
+    def _busy(self) -> Expr:
+        """Seconds of one micro-batch's traffic on one rank."""
+        return total(node.total for node in self._within) / self.sizes.n_micro_batches
+
+    def _traffic(self) -> list[Node]:
+        """What of it adds to a step: less what DualPipe's pairs hide of the experts' exchange."""
+        schedule = self.setting.layout.pipeline
+        if not isinstance(schedule, DualPipe | DualPipeV):
+            return self._within
+        saved = n_together(schedule, self._terms(number(0))) * self._hidden
+        return [
+            self._leaf(node.name, node.size - saved) if node.name == "experts" else node
+            for node in self._within
+        ]
+
+    @cached_property
+    def _hidden(self) -> Expr:
+        """Seconds that a forward and a backward through one chunk save together."""
+        exchange = [node.total for node in self._within if node.name == "experts"]
+        if not self.stage.mirrors or not exchange:
+            return number(0)
+        chunks = 2 // self.stage.n_copies
+        own = self.stage.terms(self._busy, number(0), number(0))
+        one = exchange[0] / self.sizes.n_micro_batches
+        return minimum(SHARE_HIDDEN * one, own.forward, own.backward) / chunks
+
+    def _sends(self) -> Node:
+        """Activations and gradients handed to the next stage, as far as ranks wait for them."""
+        match schedule := self.setting.layout.pipeline:
+            case OneFOneB() | Interleaved():
+                size = self._sent
+            case DualPipe() | DualPipeV():
+                size = (1 - SHARE_HIDDEN) * self._sent
+            case _:
+                waited = idle_closed(schedule, self._terms(self._send))
+                size = waited - idle_closed(schedule, self._terms(number(0)))
+        return self._leaf("sends", size)
+
+    @property
+    def _send(self) -> Expr:
+        """One of them; those that DualPipe's pairs hide are not waited for one by one."""
+        if "pp" not in self.sizes or self.stage.mirrors:
+            return number(0)
+        return self._sent / (2 * self.sizes.n_micro_batches * self.sizes.virtual_pp)
+
+    @cached_property
+    def _sent(self) -> Expr:
+        """All of them one after the other.
+
+        Where they are whole on each tensor rank, each sends its part (Narayanan 2021,
+        2104.04473, section 4.1; DeepSpeed's partitioned tensors).
+        """
+        size = self._seconds(m for m in self.messages if m.path.startswith("pp/"))
+        if not self.setting.layout.sequence_parallel:
+            size = size / self.sizes.ways("tp")
+        if self.stack.overlaps_data:
+            size = self.use.share_shown_data * size
+        return size
 
     # --- messages ---------------------------------------------------------------------------
 
@@ -311,6 +306,7 @@ class _Step:
         """Seconds of messages one after the other."""
         return total(m.times * m.seconds(self.around, self.fabric) for m in chosen)
 
+    @cached_property
     def _within(self) -> list[Node]:
         """Traffic of each micro-batch that its work does not hide."""
         found = []
@@ -331,8 +327,8 @@ class _Step:
                 return self._seconds(rest) + left * self._seconds(again)
             case "cp":
                 core = total(
-                    self._share(name) * self.work.forward(part, name).find("attention/core").total
-                    for name, part in self.kinds.items()
+                    self.stage.share(name) * tree.find("forward/attention/core").total
+                    for name, tree in self.layers.trees.items()
                 )
                 beside = 3 * core * self.sizes.n_micro_batches
                 return shown(beside, self._seconds(chosen), self.use.share_shown_data)
@@ -341,19 +337,6 @@ class _Step:
                     return self.use.share_shown_experts * self._seconds(chosen)
                 return self._seconds(chosen)
 
-    def _sends(self) -> Node:
-        """Activations and gradients handed to the next stage.
-
-        Where they are whole on each tensor rank, each sends its part (Narayanan 2021,
-        2104.04473, section 4.1; DeepSpeed's partitioned tensors).
-        """
-        size = self._seconds(m for m in self.messages if m.path.startswith("pp/"))
-        if not self.setting.layout.sequence_parallel:
-            size = size / self.sizes.ways("tp")
-        if self.stack.overlaps_data:
-            size = self.use.share_shown_data * size
-        return self._leaf("sends", size)
-
     def _data(self) -> list[Node]:
         """Gradients reduced and weights gathered that the work beside them does not hide."""
         chosen = [m for m in self.messages if m.path.startswith("dp/")]
@@ -361,7 +344,7 @@ class _Step:
             return []
         size = self._seconds(chosen)
         if self.stack.overlaps_data:
-            beside = self._slots * self._one_layer
+            beside = self.stage.slots * self.layers.average
             if self.setting.layout.zero >= 2:
                 beside = beside * self.sizes.n_micro_batches
             size = shown(beside, size, self.use.share_shown_data)
@@ -374,22 +357,8 @@ class _Step:
 
     def _optimizer(self) -> Node:
         """Adam over the weights of the fullest stage."""
-        shared, dealt = self._held(experts=False), self._held(experts=True)
+        shared, dealt = (self.stage.weights(experts=e) for e in (False, True))
         if self.setting.layout.zero:
             copies = self.sizes.ways("dp", "cp")
             shared, dealt = shared / copies, dealt * self.sizes.ways("ep") / copies
         return self._leaf("optimizer", self.work.rates.move(BYTES_ADAM * (shared + dealt)))
-
-    def _held(self, *, experts: bool) -> Expr:
-        """Weights of the fullest stage on one rank."""
-        kinds = [
-            self._share(name) * self.work.weights(part, experts=experts)
-            for name, part in self.kinds.items()
-        ]
-        if experts:
-            return total(kinds)
-        ends = [self.work.weights(self.parts[n], experts=False) for n in ("embedding", "head")]
-        held = total(ends)
-        if "pp" in self.sizes:
-            held = where(self.sizes.pp - 1, maximum(*ends), held)
-        return total([*kinds, held])
