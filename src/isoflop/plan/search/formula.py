@@ -22,7 +22,7 @@ from isoflop.plan.layout import Layout
 from isoflop.plan.memory.flight import Share, ranks_unlike, share_of
 from isoflop.plan.memory.shard import Trained, memory_training_held
 from isoflop.plan.search.space import Columns, Space, Variation
-from isoflop.plan.step.seconds import step_time
+from isoflop.plan.step.seconds import step_times
 from isoflop.plan.step.setting import Setting
 from isoflop.plan.step.sizes import SIZES
 from isoflop.quantity import Expr
@@ -102,10 +102,8 @@ def seconds(
     space: Space, setting: Setting, columns: Columns, variations: Sequence[Variation]
 ) -> Floats:
     """Seconds of a step of rows that share a structure, by variation."""
-    trees = [
-        step_time(replace(setting, layout=template(space, columns, v), recompute=v.recompute))
-        for v in variations
-    ]
+    first = replace(setting, layout=template(space, columns, variations[0]))
+    trees = step_times(first, [(v.zero, v.recompute, v.schedule) for v in variations])
     run = compiled([tree.total for tree in trees], SIZES)
     named = sizes(space, columns)
     return in_chunks(run, [named[name] for name in SIZES], len(trees))

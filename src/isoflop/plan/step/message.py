@@ -77,17 +77,25 @@ def messages(setting: Setting, exchange: Exchange = DEFAULT) -> tuple[Message, .
     stage; that setting splits in every way and spans domains.
     """
     job = Job.of(setting, exchange)
-    found = [m for part in job.layers for m in _of_layer(job, part)]
-    return (*found, *_tensor_ends(job), *_data_ends(job), *_pipeline(job))
+    return (*within(job), *once(job), *between(job))
 
 
-def _of_layer(job: Job, part: Part) -> Iterator[Message]:
-    yield from _tensor(job, part)
-    yield from _context(job, part)
-    yield from _experts(job, part)
-    times = job.per_stage(part)
-    for name, dimension, held in _weights_of(job, part):
-        yield from _data(job, part.name + name, dimension, held, times)
+def within(job: Job) -> Iterator[Message]:
+    """The messages of each micro-batch among the ranks of a stage."""
+    for part in job.layers:
+        yield from _tensor(job, part)
+        yield from _context(job, part)
+        yield from _experts(job, part)
+    yield from _tensor_ends(job)
+
+
+def once(job: Job) -> Iterator[Message]:
+    """Those of gradients and weights among the copies of a model."""
+    for part in job.layers:
+        times = job.per_stage(part)
+        for name, dimension, held in _weights_of(job, part):
+            yield from _data(job, part.name + name, dimension, held, times)
+    yield from _data_ends(job)
 
 
 # --- tensor parallelism -----------------------------------------------------------------
@@ -307,7 +315,7 @@ def _cut(axes: tuple[tuple[str, Expr], ...], tp: Expr, kv: Expr) -> Expr:
 # --- pipeline parallelism ---------------------------------------------------------------
 
 
-def _pipeline(job: Job) -> Iterator[Message]:
+def between(job: Job) -> Iterator[Message]:
     """Activations to the next stage, their gradients back, at each border of a chunk.
 
     Without sequence parallelism whole: each tensor-parallel rank sends its own copy.

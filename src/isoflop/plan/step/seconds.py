@@ -7,33 +7,33 @@ evaluated here and compiled to arrays by a search.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
-from isoflop.hardware.fabric import Fabric, fabric_of
+from isoflop.arch import Experts
+from isoflop.count.memory_saved import Recompute
 from isoflop.hardware.fitted import Beliefs
-from isoflop.hardware.stack import Stack, find_stack
-from isoflop.plan.network.exchange import Exchange
-from isoflop.plan.network.group import Dimension, Group, Ways, groups
+from isoflop.hardware.stack import find_stack
 from isoflop.plan.schedule import (
     SOURCES,
     DualPipe,
     DualPipeV,
     Interleaved,
     OneFOneB,
+    ScheduleName,
     Terms,
     idle_closed,
     n_together,
 )
 from isoflop.plan.step.constants import Constants, constants
 from isoflop.plan.step.layers import Layers
-from isoflop.plan.step.message import Message, messages
 from isoflop.plan.step.rank_work import Passes, RankWork
 from isoflop.plan.step.rates import Rates
 from isoflop.plan.step.setting import Setting
 from isoflop.plan.step.sizes import Sizes
 from isoflop.plan.step.stage import Stage
+from isoflop.plan.step.traffic import Traffic
 from isoflop.quantity import (
     Basis,
     Expr,
@@ -83,7 +83,7 @@ def step_time(setting: Setting, beliefs: Beliefs | None = None) -> Node:
     >>> [child.name for child in step_time(step).children]
     ['layers', 'ends', 'data', 'optimizer']
     """
-    return _step(setting, beliefs).tree()
+    return Steps.of(setting, beliefs).own.tree()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,15 @@ class Pieces:
 
 def step_pieces(setting: Setting, beliefs: Beliefs | None = None) -> Pieces:
     """The pieces of `step_time`'s tree."""
-    return _step(setting, beliefs).pieces()
+    return Steps.of(setting, beliefs).own.pieces()
+
+
+def step_times(
+    setting: Setting, varied: Iterable[tuple[int, Recompute, ScheduleName]]
+) -> list[Node]:
+    """`step_time` of a setting under each ZeRO stage, recomputation and schedule."""
+    steps = Steps.of(setting)
+    return [steps.step(*each).tree() for each in varied]
 
 
 def shown(work: Expr, beside: Expr, share: Expr) -> Expr:
@@ -117,101 +125,97 @@ def shown(work: Expr, beside: Expr, share: Expr) -> Expr:
     return beside - (1 - share) * minimum(work, beside)
 
 
-def _step(setting: Setting, beliefs: Beliefs | None) -> _Step:
-    known = setting.beliefs if beliefs is None else beliefs
-    stack = find_stack(setting.stack, known)
-    rates = Rates.of(setting.cluster.chip, setting.compute, stack, known)
-    work = RankWork(setting, stack, Sizes.of(setting), rates)
-    return _Step(setting, known, Layers(work))
-
-
 @dataclass(frozen=True)
-class _Step:
+class Steps:
+    """The steps of a setting under any ZeRO, recomputation and schedule; what they share of
+    each other is built once.
+    """
+
     setting: Setting
     beliefs: Beliefs
-    layers: Layers
 
-    # --- what it stands on ------------------------------------------------------------
+    @classmethod
+    def of(cls, setting: Setting, beliefs: Beliefs | None = None) -> Steps:
+        return cls(setting, setting.beliefs if beliefs is None else beliefs)
+
+    def step(self, zero: int, recompute: Recompute, schedule: ScheduleName) -> Step:
+        return Step(self.pipelined(recompute, schedule), zero)
 
     @property
-    def stack(self) -> Stack:
-        return self.work.stack
+    def own(self) -> Step:
+        """That of the setting as it is."""
+        layout = self.setting.layout
+        return self.step(layout.zero, self.setting.recompute, layout.schedule)
+
+    # --- what they stand on -----------------------------------------------------------------
 
     @cached_property
     def use(self) -> Constants:
         return constants(self.beliefs)
 
-    @property
-    def sizes(self) -> Sizes:
-        return self.work.sizes
-
-    @property
+    @cached_property
     def work(self) -> RankWork:
-        return self.layers.work
+        s = self.setting
+        stack = find_stack(s.stack, self.beliefs)
+        rates = Rates.of(s.cluster.chip, s.compute, stack, self.beliefs)
+        return RankWork(s, stack, Sizes.of(s), rates)
+
+    @cached_property
+    def traffic(self) -> Traffic:
+        return Traffic(self.setting, self.work.stack, self.use)
+
+    @cached_property
+    def layers(self) -> Callable[[Recompute], Layers]:
+        return cache(
+            lambda recompute: Layers(
+                replace(self.work, setting=replace(self.setting, recompute=recompute))
+            )
+        )
+
+    @cached_property
+    def pipelined(self) -> Callable[[Recompute, ScheduleName], Pipelined]:
+        return cache(lambda recompute, schedule: Pipelined(self, recompute, schedule))
+
+    @cached_property
+    def error(self) -> Expr:
+        """Measured over predicted seconds: of the stack, and of the model."""
+        stack, kinds = self.work.stack, self.setting.arch.kinds.values()
+        sparse = any(isinstance(kind.feed_forward, Experts) for kind in kinds)
+        error = self.use.error_of_experts if sparse else self.use.error_of_model
+        return stack.slowed * stack.residual * error
+
+
+@dataclass(frozen=True)
+class Pipelined:
+    """All micro-batches of a step through its pipeline."""
+
+    steps: Steps
+    recompute: Recompute
+    schedule: ScheduleName
+
+    @cached_property
+    def layers(self) -> Layers:
+        return self.steps.layers(self.recompute)
 
     @cached_property
     def stage(self) -> Stage:
-        return Stage(self.layers, self.setting.layout.pipeline)
+        layout = replace(self.steps.setting.layout, schedule=self.schedule)
+        return Stage(self.layers, layout.pipeline)
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.steps.work.sizes
+
+    @property
+    def placed(self) -> ScheduleName:
+        """The schedule, as far as it says who holds what."""
+        return self.schedule if self.stage.mirrors else "1f1b"
 
     @cached_property
-    def fabric(self) -> Fabric:
-        """The cluster's, at the rates that collectives reach beside other kernels."""
-        alone = fabric_of(self.setting.cluster)
-        return replace(
-            alone,
-            efficiency_link=alone.efficiency_link * self.use.share_link,
-            efficiency_in_switch=alone.efficiency_in_switch * self.use.share_link,
-            efficiency_network=alone.efficiency_network * self.use.share_network,
-        )
-
-    @cached_property
-    def around(self) -> dict[Dimension, Group]:
-        layout = self.setting.layout
-        return groups(Ways.of(layout), self.fabric, layout.n_accelerators)
-
-    @cached_property
-    def messages(self) -> list[Message]:
-        exchange = Exchange(
-            bytes_grad=self.stack.bytes_grad,
-            once_per_domain=self.stack.once_per_domain,
-            imbalance=self.stack.expert_imbalance,
-        )
-        return [m for m in messages(self.setting, exchange) if self._heard(m)]
-
-    def _heard(self, message: Message) -> bool:
-        return self.around[message.dimension].size.value != 1
-
-    # --- the tree -----------------------------------------------------------------------
-
-    def tree(self) -> Node:
-        children = [self._layers(), self._ends(), *self._traffic()]
-        if "pp" in self.sizes:
-            children += [self._bubble(), self._sends()]
-        children += [*self._data(), self._optimizer()]
-        return branch("seconds_step", "seconds", children, times=self._error)
-
-    @cached_property
-    def _error(self) -> Expr:
-        """Measured over predicted seconds: of the stack, and of the model."""
-        sparse = any(map(self.work.has_experts, self.layers.kinds.values()))
-        error = self.use.error_of_experts if sparse else self.use.error_of_model
-        return self.stack.slowed * self.stack.residual * error
-
-    def pieces(self) -> Pieces:
-        n_micro, per_stage = self.sizes.n_micro_batches, self.setting.arch.n_layers / self.sizes.pp
-        beside = [*self._data(), self._optimizer()]
-        if self.stage.mirrors:
-            beside.append(self._sends())
-        return Pieces(
-            layers=self.layers.passes,
-            first=self.layers.first,
-            last=self.layers.last,
-            traffic=total(node.total for node in self._within) / (n_micro * per_stage),
-            send=self._send,
-            hidden=self._hidden,
-            once=total(node.total for node in beside),
-            error=self._error,
-        )
+    def nodes(self) -> list[Node]:
+        n_micro = self.sizes.n_micro_batches
+        found = [self._layers(), _leaf("ends", self.stage.ends, n_micro), *self._shown()]
+        return [*found, self._bubble(), self.sends] if "pp" in self.sizes else found
 
     def _layers(self) -> Node:
         """All micro-batches through the layers of the fullest rank."""
@@ -219,68 +223,99 @@ class _Step:
         kinds = [replace(tree, times=self.stage.share(name)) for name, tree in trees]
         return branch("layers", "seconds", kinds, times=self.sizes.n_micro_batches)
 
-    def _ends(self) -> Node:
-        return self._leaf("ends", self.stage.ends, self.sizes.n_micro_batches)
+    # --- traffic of each micro-batch ----------------------------------------------------------
 
-    # --- the pipeline -----------------------------------------------------------------------
+    @cached_property
+    def within(self) -> list[Node]:
+        """What its work does not hide."""
+        sent = self.steps.traffic.within(self.placed, self.recompute == "full")
+        found = []
+        for prefix, name in TRAFFIC.items():
+            chosen = [(path, size) for path, size in sent if path.startswith(f"{prefix}/")]
+            if chosen:
+                found.append(_leaf(name, self._left(prefix, chosen)))
+        return found
+
+    def _left(self, prefix: str, chosen: list[tuple[str, Expr]]) -> Expr:
+        stack, use = self.steps.work.stack, self.steps.use
+        size = total(size for _, size in chosen)
+        match prefix:
+            case "tp":
+                left: Expr = use.share_shown_tensor
+                if stack.overlaps_tensor:
+                    return left * size
+                again = [s for path, s in chosen if path.endswith("gather_again")]
+                rest = [s for path, s in chosen if not path.endswith("gather_again")]
+                return total(rest) + left * total(again)
+            case "cp":
+                core = total(
+                    self.stage.share(name) * tree.find("forward/attention/core").total
+                    for name, tree in self.layers.trees.items()
+                )
+                beside = 3 * core * self.sizes.n_micro_batches
+                return shown(beside, size, use.share_shown_data)
+            case _:
+                return use.share_shown_experts * size if stack.overlaps_experts else size
+
+    def _shown(self) -> list[Node]:
+        """What of it adds to a step: less what DualPipe's pairs hide of the experts' exchange."""
+        schedule = self.stage.schedule
+        if not isinstance(schedule, DualPipe | DualPipeV):
+            return self.within
+        saved = n_together(schedule, self._terms(number(0))) * self.hidden
+        return [
+            _leaf(node.name, node.size - saved) if node.name == "experts" else node
+            for node in self.within
+        ]
+
+    @cached_property
+    def hidden(self) -> Expr:
+        """Seconds that a forward and a backward through one chunk save together."""
+        exchange = [node.total for node in self.within if node.name == "experts"]
+        if not self.stage.mirrors or not exchange:
+            return number(0)
+        own = self.stage.terms(self._busy, number(0), number(0))
+        one = SHARE_HIDDEN * exchange[0] / self.sizes.n_micro_batches
+        return minimum(one, own.forward, own.backward) * self.stage.n_copies / 2
+
+    # --- waiting ------------------------------------------------------------------------------
 
     def _bubble(self) -> Node:
         """Idle time of the schedule where sends take none.
 
         1F1B waits for one micro-batch through the other stages, cut by the chunks.
         """
-        match schedule := self.setting.layout.pipeline:
+        match schedule := self.stage.schedule:
             case OneFOneB() | Interleaved():
                 size = self.stage.elsewhere(self._busy) / self.sizes.ways("virtual_pp")
             case _:
                 size = idle_closed(schedule, self._terms(number(0)))
-        source = SOURCES[self.setting.layout.schedule]
+        source = SOURCES[self.schedule]
         return leaf("bubble", "seconds", size, basis=Basis.MODELLED, source=source)
 
     def _terms(self, send: Expr) -> Terms:
-        return self.stage.terms(self._busy, send, self._hidden)
+        return self.stage.terms(self._busy, send, self.hidden)
 
     @cached_property
     def _busy(self) -> Expr:
         """Seconds of one micro-batch's traffic on one rank."""
-        return total(node.total for node in self._within) / self.sizes.n_micro_batches
-
-    def _traffic(self) -> list[Node]:
-        """What of it adds to a step: less what DualPipe's pairs hide of the experts' exchange."""
-        schedule = self.setting.layout.pipeline
-        if not isinstance(schedule, DualPipe | DualPipeV):
-            return self._within
-        saved = n_together(schedule, self._terms(number(0))) * self._hidden
-        return [
-            self._leaf(node.name, node.size - saved) if node.name == "experts" else node
-            for node in self._within
-        ]
+        return total(node.total for node in self.within) / self.sizes.n_micro_batches
 
     @cached_property
-    def _hidden(self) -> Expr:
-        """Seconds that a forward and a backward through one chunk save together."""
-        exchange = [node.total for node in self._within if node.name == "experts"]
-        if not self.stage.mirrors or not exchange:
-            return number(0)
-        chunks = 2 // self.stage.n_copies
-        own = self.stage.terms(self._busy, number(0), number(0))
-        one = exchange[0] / self.sizes.n_micro_batches
-        return minimum(SHARE_HIDDEN * one, own.forward, own.backward) / chunks
-
-    def _sends(self) -> Node:
+    def sends(self) -> Node:
         """Activations and gradients handed to the next stage, as far as ranks wait for them."""
-        match schedule := self.setting.layout.pipeline:
+        match schedule := self.stage.schedule:
             case OneFOneB() | Interleaved():
                 size = self._sent
             case DualPipe() | DualPipeV():
                 size = (1 - SHARE_HIDDEN) * self._sent
             case _:
-                waited = idle_closed(schedule, self._terms(self._send))
+                waited = idle_closed(schedule, self._terms(self.send))
                 size = waited - idle_closed(schedule, self._terms(number(0)))
-        return self._leaf("sends", size)
+        return _leaf("sends", size)
 
     @property
-    def _send(self) -> Expr:
+    def send(self) -> Expr:
         """One of them; those that DualPipe's pairs hide are not waited for one by one."""
         if "pp" not in self.sizes or self.stage.mirrors:
             return number(0)
@@ -293,72 +328,63 @@ class _Step:
         Where they are whole on each tensor rank, each sends its part (Narayanan 2021,
         2104.04473, section 4.1; DeepSpeed's partitioned tensors).
         """
-        size = self._seconds(m for m in self.messages if m.path.startswith("pp/"))
-        if not self.setting.layout.sequence_parallel:
+        size = self.steps.traffic.between(self.placed)
+        if not self.steps.setting.layout.sequence_parallel:
             size = size / self.sizes.ways("tp")
-        if self.stack.overlaps_data:
-            size = self.use.share_shown_data * size
+        if self.steps.work.stack.overlaps_data:
+            size = self.steps.use.share_shown_data * size
         return size
 
-    # --- messages ---------------------------------------------------------------------------
 
-    def _seconds(self, chosen: Iterable[Message]) -> Expr:
-        """Seconds of messages one after the other."""
-        return total(m.times * m.seconds(self.around, self.fabric) for m in chosen)
+@dataclass(frozen=True)
+class Step:
+    """A step: its pipeline, and what comes once."""
 
-    @cached_property
-    def _within(self) -> list[Node]:
-        """Traffic of each micro-batch that its work does not hide."""
-        found = []
-        for prefix, name in TRAFFIC.items():
-            chosen = [m for m in self.messages if m.path.startswith(f"{prefix}/")]
-            if chosen:
-                found.append(self._leaf(name, self._shown(prefix, chosen)))
-        return found
+    pipelined: Pipelined
+    zero: int
 
-    def _shown(self, prefix: str, chosen: list[Message]) -> Expr:
-        match prefix:
-            case "tp":
-                again = [m for m in chosen if m.path.endswith("gather_again")]
-                rest = [m for m in chosen if m not in again]
-                left: Expr = self.use.share_shown_tensor
-                if self.stack.overlaps_tensor:
-                    return left * self._seconds(chosen)
-                return self._seconds(rest) + left * self._seconds(again)
-            case "cp":
-                core = total(
-                    self.stage.share(name) * tree.find("forward/attention/core").total
-                    for name, tree in self.layers.trees.items()
-                )
-                beside = 3 * core * self.sizes.n_micro_batches
-                return shown(beside, self._seconds(chosen), self.use.share_shown_data)
-            case _:
-                if self.stack.overlaps_experts:
-                    return self.use.share_shown_experts * self._seconds(chosen)
-                return self._seconds(chosen)
+    def tree(self) -> Node:
+        children = [*self.pipelined.nodes, *self._once()]
+        return branch("seconds_step", "seconds", children, times=self.pipelined.steps.error)
 
-    def _data(self) -> list[Node]:
+    def pieces(self) -> Pieces:
+        p = self.pipelined
+        n_micro, per_stage = p.sizes.n_micro_batches, p.steps.setting.arch.n_layers / p.sizes.pp
+        once = [*self._once(), *([p.sends] if p.stage.mirrors else [])]
+        return Pieces(
+            layers=p.layers.passes,
+            first=p.layers.first,
+            last=p.layers.last,
+            traffic=total(node.total for node in p.within) / (n_micro * per_stage),
+            send=p.send,
+            hidden=p.hidden,
+            once=total(node.total for node in once),
+            error=p.steps.error,
+        )
+
+    def _once(self) -> list[Node]:
+        sent = self.pipelined.steps.traffic.once(self.pipelined.placed, self.zero)
+        return [*([] if sent == number(0) else [self._data(sent)]), self._optimizer()]
+
+    def _data(self, size: Expr) -> Node:
         """Gradients reduced and weights gathered that the work beside them does not hide."""
-        chosen = [m for m in self.messages if m.path.startswith("dp/")]
-        if not chosen:
-            return []
-        size = self._seconds(chosen)
-        if self.stack.overlaps_data:
-            beside = self.stage.slots * self.layers.average
-            if self.setting.layout.zero >= 2:
-                beside = beside * self.sizes.n_micro_batches
-            size = shown(beside, size, self.use.share_shown_data)
-        return [self._leaf("data", size)]
-
-    def _leaf(self, name: str, size: Expr, times: Expr | int = 1) -> Node:
-        return leaf(name, "seconds", size, times=times, basis=Basis.MODELLED)
-
-    # --- once per step ------------------------------------------------------------------------
+        p = self.pipelined
+        if p.steps.work.stack.overlaps_data:
+            beside = p.stage.slots * p.layers.average
+            if self.zero >= 2:
+                beside = beside * p.sizes.n_micro_batches
+            size = shown(beside, size, p.steps.use.share_shown_data)
+        return _leaf("data", size)
 
     def _optimizer(self) -> Node:
         """Adam over the weights of the fullest stage."""
-        shared, dealt = (self.stage.weights(experts=e) for e in (False, True))
-        if self.setting.layout.zero:
-            copies = self.sizes.ways("dp", "cp")
-            shared, dealt = shared / copies, dealt * self.sizes.ways("ep") / copies
-        return self._leaf("optimizer", self.work.rates.move(BYTES_ADAM * (shared + dealt)))
+        p = self.pipelined
+        shared, dealt = (p.stage.weights(experts=e) for e in (False, True))
+        if self.zero:
+            copies = p.sizes.ways("dp", "cp")
+            shared, dealt = shared / copies, dealt * p.sizes.ways("ep") / copies
+        return _leaf("optimizer", p.steps.work.rates.move(BYTES_ADAM * (shared + dealt)))
+
+
+def _leaf(name: str, size: Expr, times: Expr | int = 1) -> Node:
+    return leaf(name, "seconds", size, times=times, basis=Basis.MODELLED)
