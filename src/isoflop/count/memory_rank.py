@@ -123,29 +123,20 @@ def memory_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 
     parts = list(stage_parts(job.arch, root, shards.pp, stage, shards.virtual))
     flight = shards.in_flight(stage, n_micro)
     kept = {part.name: flight * copies for part, copies in parts if part.is_layer}
-    return memory_held(job, shards, parts, {**kept, "embedding": shards.embedded(n_micro)})
+    kept["embedding"] = shards.embedded(n_micro)
+    active = activations_held(job, shards, parts, kept)
+    return branch("bytes_per_rank", "bytes", [*state_held(job, shards, parts), active])
 
 
-def memory_held(
-    job: Trained, shards: Shards, parts: list[tuple[Part, Expr]], kept: Mapping[str, Expr]
-) -> Node:
-    """Bytes of a rank that holds `parts`; `kept` says how often a part's activations are.
-
-    That is micro-batches in flight times layers of a kind, and micro-batches whose embedding
-    waits for backward; parts that are not in `kept` keep those of one.
-    """
-    state = job.state
-    return branch(
-        "bytes_per_rank",
-        "bytes",
-        [
-            _stored(job, shards, parts, "bytes_weights", state.bytes_weights, shards.zero >= 3),
-            _stored(job, shards, parts, "bytes_grads", state.bytes_grads, shards.zero >= 2),
-            _stored(job, shards, parts, "bytes_optimizer", state.bytes_optimizer, shards.zero >= 1),
-            *_gathered(job, shards, parts),
-            _activations(job, shards, parts, kept),
-        ],
-    )
+def state_held(job: Trained, shards: Shards, parts: list[tuple[Part, Expr]]) -> list[Node]:
+    """Weights, gradients and the optimizer's state of a rank that holds `parts`."""
+    state, zero = job.state, shards.zero
+    return [
+        _stored(job, shards, parts, "bytes_weights", state.bytes_weights, zero >= 3),
+        _stored(job, shards, parts, "bytes_grads", state.bytes_grads, zero >= 2),
+        _stored(job, shards, parts, "bytes_optimizer", state.bytes_optimizer, zero >= 1),
+        *_gathered(job, shards, parts),
+    ]
 
 
 def check_stage(arch: Arch, shards: Shards, stage: int) -> None:
@@ -218,13 +209,17 @@ def _whole_unit(job: Trained, shards: Shards, kind: str, unit: Part) -> Expr:
     return held_by(unit, split, measure)
 
 
-def _activations(
+def activations_held(
     job: Trained,
     shards: Shards,
     parts: list[tuple[Part, Expr]],
     kept: Mapping[str, Expr],
 ) -> Node:
-    """What forward leaves for backward, in as many micro-batches as are in flight."""
+    """What forward leaves for backward; `kept` says how often a part's activations are held.
+
+    That is micro-batches in flight times layers of a kind, and micro-batches whose embedding
+    waits for backward; parts that are not in `kept` hold those of one.
+    """
     children = []
     layers: list[tuple[Part, Keeping]] = []
     for part, _ in parts:

@@ -53,7 +53,9 @@ class Layout:
         >>> Layout(pp=4, virtual=2).pipeline, Layout(pp=4, schedule="zb-h1").pipeline
         (Interleaved(virtual=2), ZeroBubble(ahead=1))
         """
-        return Interleaved(self.virtual) if self.virtual > 1 else SCHEDULES[self.schedule]
+        if self.schedule == "1f1b" and self.virtual > 1:
+            return Interleaved(self.virtual)
+        return SCHEDULES[self.schedule]
 
     @property
     def n_accelerators(self) -> int:

@@ -52,20 +52,24 @@ def share_of(arch: Arch, layout: Layout, rank: int) -> Share:
     >>> share_of(six, Layout(pp=4, schedule="dualpipe"), 0)
     Share(layers={'layer': 1}, mirrored={'layer': 1}, first=True, last=True)
     """
-    schedule, pp = layout.pipeline, layout.pp
-    own, count = stages_of(schedule, pp, rank), n_stages(schedule, pp)
-    kinds = [
-        Counter(arch.layers[i].name for i in layers_of_stage(arch.n_layers, count, stage))
-        for stage in own
-    ]
+    schedule = layout.pipeline
+    own, count = stages_of(schedule, layout.pp, rank), n_stages(schedule, layout.pp)
     mirrors = isinstance(schedule, DualPipe | DualPipeV)
-    there = kinds[:1] if mirrors else kinds
     return Share(
-        dict(sum(there, Counter())), dict(kinds[1]) if mirrors else {}, 0 in own, count - 1 in own
+        _kinds(arch, count, own[:1] if mirrors else own),
+        _kinds(arch, count, own[1:] if mirrors else ()),
+        first=0 in own,
+        last=count - 1 in own,
     )
 
 
-def ranks_unlike(arch: Arch, layout: Layout) -> tuple[int, ...]:
+def _kinds(arch: Arch, n_stages: int, stages: tuple[int, ...]) -> dict[str, int]:
+    """The layers of some stages by kind."""
+    own = (i for stage in stages for i in layers_of_stage(arch.n_layers, n_stages, stage))
+    return dict(Counter(arch.layers[i].name for i in own))
+
+
+def shares_unlike(arch: Arch, layout: Layout) -> dict[int, Share]:
     """Ranks that may hold most: of those with equal shares the first, which keeps most.
 
     Where weights' gradients are put off the last may keep more, if what they wait with is more
@@ -73,19 +77,19 @@ def ranks_unlike(arch: Arch, layout: Layout) -> tuple[int, ...]:
 
     >>> from isoflop.arch import gpt
     >>> odd = gpt("odd", d_model=96, n_layers=14, n_heads=6, vocab_size=64, max_seq_len=8)
-    >>> ranks_unlike(odd, Layout(pp=4)), ranks_unlike(odd, Layout(pp=4, schedule="zb-h1"))
-    ((0, 1, 3), (0, 1, 2, 3))
+    >>> [list(shares_unlike(odd, Layout(pp=4, schedule=name))) for name in ("1f1b", "zb-h1")]
+    [[0, 1, 3], [0, 1, 2, 3]]
     """
     schedule = layout.pipeline
     count = layout.pp // 2 if isinstance(schedule, DualPipe) else layout.pp
+    shares = {rank: share_of(arch, layout, rank) for rank in range(count)}
     alike: dict[object, list[int]] = {}
-    for rank in range(count):
-        share = share_of(arch, layout, rank)
+    for rank, share in shares.items():
         kinds = (frozenset(share.layers.items()), frozenset(share.mirrored.items()))
         alike.setdefault((share.first, share.last, kinds), []).append(rank)
     apart = isinstance(schedule, ZeroBubble | DualPipe | DualPipeV)
     ends = [{ranks[0], ranks[-1]} if apart else {ranks[0]} for ranks in alike.values()]
-    return tuple(sorted(set().union(*ends)))
+    return {rank: shares[rank] for rank in sorted(set().union(*ends))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +97,15 @@ class Flight:
     """Micro-batches of which a rank's activations are kept at its peak.
 
     `own` of its stage, `mirrored` of the other that it holds, `embedded` of the embedding;
-    `outputs` counts those of all its chunks, each handed on.
+    `outputs` counts those of all its chunks, each handed on. Weights' gradients are put off
+    for `put_off` micro-batches, where they are.
     """
 
     own: Expr
     mirrored: Expr
     embedded: Expr
     outputs: Expr
+    put_off: Expr | None = None
 
 
 def in_flight(layout: Layout, shards: Shards, rank: int, n_micro: int) -> Flight:
@@ -108,37 +114,35 @@ def in_flight(layout: Layout, shards: Shards, rank: int, n_micro: int) -> Flight
     DualPipe keeps pp + 1 micro-batches of its single stages on each rank (DeepSeek-V3,
     2412.19437, table 2); those of a stage are as many as under 1F1B of as many stages.
     """
-    t, at = terms_of(layout, n_micro), symbol_of(layout, rank)
+    t, at = _terms(layout, n_micro), _rank(layout, rank)
     nothing = number(0)
     match layout.pipeline:
         case OneFOneB() | Interleaved():
             flight = shards.in_flight(rank, n_micro)
             return Flight(flight, nothing, shards.embedded(n_micro), flight)
         case DualPipe() | DualPipeV():
-            stages = stages_passed(layout, t)
-            return Flight(stages - at, at + 1, stages - at, stages + 1)
+            stages = 2 * t.pp if isinstance(layout.pipeline, DualPipeV) else t.pp
+            return Flight(stages - at, at + 1, stages - at, stages + 1, at + 1)
+        case ZeroBubble(ahead=ahead) as schedule:
+            flight = in_flight_closed(schedule, t, at).activations
+            return Flight(flight, nothing, flight, flight, ahead * at)
         case schedule:
             flight = in_flight_closed(schedule, t, at).activations
             return Flight(flight, nothing, flight, flight)
 
 
-def terms_of(layout: Layout, n_micro: int) -> Terms:
+def _terms(layout: Layout, n_micro: int) -> Terms:
     return Terms(
         n_micro=Symbol("n_micro_batches", n_micro, meaning="micro-batches per pipeline and step"),
         pp=Symbol("pp", layout.pp, meaning="pipeline stages"),
     )
 
 
-def symbol_of(layout: Layout, rank: int) -> Symbol:
+def _rank(layout: Layout, rank: int) -> Symbol:
     """The rank, counted from the end of the pipeline at which its first stage's work enters."""
     if isinstance(layout.pipeline, DualPipe):
         rank = min(rank, layout.pp - 1 - rank)
     return Symbol("stage", rank, meaning="the pipeline stage, counted from 0")
-
-
-def stages_passed(layout: Layout, t: Terms) -> Expr:
-    """Stages that a micro-batch passes where ranks hold two that mirror each other."""
-    return 2 * t.pp if isinstance(layout.pipeline, DualPipeV) else t.pp
 
 
 def parts_of(

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from isoflop.errors import Infeasible, InputError
 from isoflop.hardware import Chip, Cluster
 from isoflop.plan.layout import Layout, Refusal, broken_rules, legal_layouts
-from isoflop.plan.memory.flight import ranks_unlike
+from isoflop.plan.memory.flight import shares_unlike
 from isoflop.plan.memory.shard import Trained, memory_training_stage
 from isoflop.quantity import Node
 from isoflop.quantity.units import format_bytes
@@ -70,7 +70,7 @@ def _group(layout: Layout, cluster: Cluster) -> tuple[int, ...]:
 def bytes_per_accelerator(job: Trained, layout: Layout, global_batch: int) -> Node:
     """Memory of the accelerator that holds most."""
     n_micro = layout.n_micro_batches(global_batch)
-    ranks = ranks_unlike(job.arch, layout)
+    ranks = shares_unlike(job.arch, layout)
     trees = [memory_training_stage(job, layout, n_micro, rank) for rank in ranks]
     return max(trees, key=lambda tree: tree.value)
 

@@ -10,36 +10,24 @@ from isoflop.count.memory_rank import Trained
 from isoflop.count.memory_saved import layers_in
 from isoflop.count.memory_split import Shards, split_of, ways_of
 from isoflop.count.operators import Core, Matmul
-from isoflop.plan.layout import Layout
-from isoflop.plan.memory.flight import Share, layers_held, stages_passed, symbol_of, terms_of
-from isoflop.plan.schedule import DualPipe, DualPipeV, ZeroBubble
-from isoflop.quantity import Basis, Expr, Node, branch, leaf, maximum, number, total, where
+from isoflop.plan.memory.flight import Flight, Share, layers_held
+from isoflop.quantity import Basis, Expr, Node, leaf, maximum, number, total, where
 
 
-def with_put_off(
-    held: Node, job: Trained, root: Part, layout: Layout, shards: Shards, share: Share, rank: int
-) -> Node:
-    """A rank's tree with what its schedule keeps for weights' gradients that are put off.
+def for_weights_gradients(
+    active: Node, job: Trained, root: Part, shards: Shards, share: Share, flight: Flight
+) -> list[Node]:
+    """What a schedule keeps for weights' gradients that it puts off, beside `active`.
 
     That counts as far as it exceeds what forward left and backward has freed by then (Qi 2023,
     2401.10241, section 2.3; there it is always less, with layers made again it is more).
     """
-    if not isinstance(layout.pipeline, ZeroBubble | DualPipe | DualPipeV):
-        return held
-    waits = leaf(
-        "for_weights_gradients",
-        "bytes",
-        _put_off(_Kept.of(held, job, root, shards, share), layout, rank),
-        basis=Basis.MODELLED,
-        source="Qi 2023 (2401.10241), section 2.3",
-    )
-    children = [
-        branch(child.name, child.unit, [*child.children, waits])
-        if child.name == "bytes_activations"
-        else child
-        for child in held.children
-    ]
-    return branch(held.name, held.unit, children)
+    if flight.put_off is None:
+        return []
+    kept = _Kept.of(active, job, root, shards, share)
+    size = _mirrored(kept, flight) if share.mirrored else _alone(kept, flight.put_off)
+    source = "Qi 2023 (2401.10241), section 2.3"
+    return [leaf("for_weights_gradients", "bytes", size, basis=Basis.MODELLED, source=source)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +43,8 @@ class _Kept:
     again: Expr
 
     @classmethod
-    def of(cls, held: Node, job: Trained, root: Part, shards: Shards, share: Share) -> _Kept:
-        sizes = {child.name: child.size for child in held.find("bytes_activations").children}
+    def of(cls, active: Node, job: Trained, root: Part, shards: Shards, share: Share) -> _Kept:
+        sizes = {child.name: child.size for child in active.children}
         kinds = {name: sizes[name] for name in job.arch.kinds if name in sizes}
         waits = {p.name: bytes_for_weights(job, shards, p) for p in root.parts if p.name in kinds}
 
@@ -73,28 +61,24 @@ class _Kept:
         )
 
 
-def _put_off(kept: _Kept, layout: Layout, rank: int) -> Expr:
-    """What waits at the moment of the most, beyond what the tree has.
+def _alone(kept: _Kept, put_off: Expr) -> Expr:
+    """Zero bubble: so many micro-batches, and one more between its two gradients."""
+    between = maximum(0, kept.own_waits - kept.own - kept.again)
+    return put_off * kept.own_waits + between
 
-    Zero bubble: so many micro-batches as the rank is behind the first, and one more between
-    its two gradients. DualPipe: one in the first backwards, and those of the last, all as large
-    as the larger of the rank's two stages.
+
+def _mirrored(kept: _Kept, flight: Flight) -> Expr:
+    """DualPipe: one in the first backwards, or those of the last, whichever is more; these are
+    taken to be all of the larger of the rank's two stages.
     """
-    t, at = terms_of(layout, 1), symbol_of(layout, rank)
-    match layout.pipeline:
-        case ZeroBubble(ahead=ahead):
-            between = maximum(0, kept.own_waits - kept.own - kept.again)
-            return ahead * at * kept.own_waits + between
-        case _:
-            stages = stages_passed(layout, t)
-            most = (stages - at) * kept.own + (at + 1) * kept.mirrored + kept.again
-            to_turn = stages / 2 - 1 - at
-            early = kept.mirrored_waits - kept.own - kept.mirrored - kept.again
-            early = where(to_turn, early, 0)
-            waits = maximum(kept.own_waits, kept.mirrored_waits)
-            late = to_turn * kept.own + at * waits
-            late += maximum(waits, kept.own + kept.again)
-            return maximum(0, early, late - most)
+    assert flight.put_off is not None
+    most = flight.own * kept.own + flight.mirrored * kept.mirrored + kept.again
+    to_turn = (flight.own - flight.mirrored - 1) / 2
+    early = kept.mirrored_waits - kept.own - kept.mirrored - kept.again
+    waits = maximum(kept.own_waits, kept.mirrored_waits)
+    last = maximum(waits, kept.own + kept.again)
+    late = to_turn * kept.own + (flight.put_off - 1) * waits + last
+    return maximum(0, where(to_turn, early, 0), late - most)
 
 
 def bytes_for_weights(job: Trained, shards: Shards, part: Part) -> Expr:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
 from isoflop.count.blocks import Part, describe
-from isoflop.count.memory_rank import Trained, check_stage, memory_held
+from isoflop.count.memory_rank import Trained, activations_held, check_stage, state_held
 from isoflop.count.memory_saved import Recompute
 from isoflop.count.memory_split import Shards
 from isoflop.count.memory_stack import overhead, stack_of
 from isoflop.plan.layout import Layout
-from isoflop.plan.memory.flight import Share, in_flight, parts_of, share_of
-from isoflop.plan.memory.put_off import with_put_off
+from isoflop.plan.memory.flight import Flight, Share, in_flight, parts_of, share_of
+from isoflop.plan.memory.put_off import for_weights_gradients
 from isoflop.quantity import Expr, Node, Symbol, branch, where
 from isoflop.quantity.expr import product
 
@@ -17,10 +21,9 @@ __all__ = [
     "Recompute",
     "Trained",
     "bytes_boundary",
-    "memory_training_held",
     "memory_training_stage",
+    "memory_training_varied",
     "shards_of",
-    "with_overhead",
 ]
 
 
@@ -48,37 +51,50 @@ def memory_training_stage(
     Raises:
         InputError: the model cannot be cut so, or the pipeline has no such rank.
     """
-    check_stage(job.arch, shards_of(layout), stage)
+    shards = shards_of(layout)
+    check_stage(job.arch, shards, stage)
     root, share = describe(job.arch, job.work), share_of(job.arch, layout, stage)
-    return memory_training_held(job, root, layout, share, n_micro=n_micro, stage=stage, stack=stack)
+    flight = in_flight(layout, shards, stage, n_micro)
+    varied = [(layout.zero, job.recompute)]
+    return memory_training_varied(job, root, layout, share, flight, varied, stack)[0]
 
 
-def memory_training_held(
+def memory_training_varied(
     job: Trained,
     root: Part,
     layout: Layout,
     share: Share,
-    *,
-    n_micro: int = 1,
-    stage: int = 0,
+    flight: Flight,
+    varied: Sequence[tuple[Literal[0, 1, 2, 3], Recompute]],
     stack: str = "unknown",
-) -> Node:
-    """The same for a rank that holds `share` of the model; `root` describes the job."""
+) -> list[Node]:
+    """The same for a rank that holds `share` of the model, by ZeRO stage and recomputation.
+
+    `root` describes the job; what the trees share is built once.
+    """
     shards = shards_of(layout)
-    flight = in_flight(layout, shards, stage, n_micro)
     parts, kept = parts_of(job.arch, root, share, flight)
-    held = memory_held(job, shards, parts, kept)
-    held = with_put_off(held, job, root, layout, shards, share, stage)
-    return with_overhead(held, job, shards, flight.outputs, stack)
+    by_zero = {zero: replace(shards, zero=zero) for zero, _ in varied}
+    state = {zero: state_held(job, own, parts) for zero, own in by_zero.items()}
+    active = {}
+    for recompute in {recompute for _, recompute in varied}:
+        own = replace(job, recompute=recompute)
+        held = activations_held(own, shards, parts, kept)
+        waits = for_weights_gradients(held, own, root, shards, share, flight)
+        active[recompute] = branch(held.name, held.unit, [*held.children, *waits])
+    return [
+        _with_overhead([*state[zero], active[recompute]], job, by_zero[zero], flight, stack)
+        for zero, recompute in varied
+    ]
 
 
-def with_overhead(
-    rank: Node, job: Trained, shards: Shards, flight: Expr, stack: str = "unknown"
+def _with_overhead(
+    held: list[Node], job: Trained, shards: Shards, flight: Flight, stack: str
 ) -> Node:
-    """A rank's tree with what the software holds, `flight` micro-batches being under way."""
-    outputs = where(Symbol("pp", shards.pp) - 1, flight, 0) * bytes_boundary(job, shards)
-    beside = overhead(stack_of(stack), rank, shards, outputs)
-    return branch("bytes_per_accelerator", "bytes", [*rank.children, beside])
+    """A rank's tree with what the software holds."""
+    outputs = where(Symbol("pp", shards.pp) - 1, flight.outputs, 0) * bytes_boundary(job, shards)
+    beside = overhead(stack_of(stack), branch("rank", "bytes", held), shards, outputs)
+    return branch("bytes_per_accelerator", "bytes", [*held, beside])
 
 
 def bytes_boundary(job: Trained, shards: Shards) -> Expr:

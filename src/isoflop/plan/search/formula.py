@@ -9,9 +9,9 @@ schedule, and what variations share is computed once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import reduce
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from isoflop.count.blocks import describe
 from isoflop.plan.layout import Layout
-from isoflop.plan.memory.flight import Share, ranks_unlike, share_of
-from isoflop.plan.memory.shard import Trained, memory_training_held
+from isoflop.plan.memory.flight import Flight, Share, in_flight
+from isoflop.plan.memory.shard import Trained, memory_training_varied, shards_of
+from isoflop.plan.schedule import ScheduleName
 from isoflop.plan.search.space import Columns, Space, Variation
-from isoflop.plan.step.seconds import step_times
+from isoflop.plan.step.seconds import Steps
 from isoflop.plan.step.setting import Setting
 from isoflop.plan.step.sizes import SIZES
-from isoflop.quantity import Expr
+from isoflop.quantity import Expr, Symbol, number
 from isoflop.quantity.compile import compile_expressions
 
 Floats = NDArray[np.float64]
@@ -76,44 +77,101 @@ def sizes(space: Space, columns: Columns) -> dict[str, Floats]:
     }
 
 
-def template(space: Space, columns: Columns, variation: Variation) -> Layout:
-    """A layout with the structure of all rows: what is above 1 in any of them is.
+@dataclass(frozen=True)
+class Formulas:
+    """Memory and step time of all rows of a space that share a structure, compiled."""
 
-    It leaves one domain of fast links if any row does.
-    """
-    domain = space.cluster.per_node or space.cluster.chip.per_node
-    used = columns["tp"] * columns["pp"] * columns["dp"] * columns["cp"]
-    wide = 2 * domain if used.max() > domain else 2
-    many = {"tp": 2, "ep": 2, "virtual": 2, "pp": wide, "dp": wide, "cp": wide}
-    above: dict[str, Any] = {
-        name: most if (columns[name] > 1).any() else 1  # type: ignore[index]
-        for name, most in many.items()
-    }
-    together = bool(columns["sequence_parallel"][0])
-    return Layout(
-        **above, zero=variation.zero, sequence_parallel=together, schedule=variation.schedule
-    )
+    space: Space
+    job: Trained
+    setting: Setting
+    columns: Columns
+
+    @cached_property
+    def template(self) -> Layout:
+        """A layout with the structure of all rows: what is above 1 in any of them is.
+
+        It leaves one domain of fast links if any row does.
+        """
+        columns, cluster = self.columns, self.space.cluster
+        domain = cluster.per_node or cluster.chip.per_node
+        used = columns["tp"] * columns["pp"] * columns["dp"] * columns["cp"]
+        wide = 2 * domain if used.max() > domain else 2
+        many = {"tp": 2, "ep": 2, "virtual": 2, "pp": wide, "dp": wide, "cp": wide}
+        above: dict[str, Any] = {
+            name: most if (columns[name] > 1).any() else 1  # type: ignore[index]
+            for name, most in many.items()
+        }
+        return Layout(**above, sequence_parallel=bool(columns["sequence_parallel"][0]))
+
+    # --- seconds ----------------------------------------------------------------------------
+
+    @cached_property
+    def _steps(self) -> Steps:
+        return Steps.of(replace(self.setting, layout=self.template))
+
+    def seconds(self, columns: Columns, variations: Sequence[Variation]) -> Floats:
+        """Seconds of a step of each row, by variation."""
+        steps = [self._steps.step(v.zero, v.recompute, v.schedule) for v in variations]
+        run = compiled([step.tree().total for step in steps], SIZES)
+        named = sizes(self.space, columns)
+        return in_chunks(run, [named[name] for name in SIZES], len(steps))
+
+    # --- bytes ------------------------------------------------------------------------------
+
+    def bytes_needed(self, columns: Columns, schedule: ScheduleName) -> Floats:
+        """Bytes of each row's fullest stage, by ZeRO stage and recomputation."""
+        pairs = np.stack([columns["pp"], columns["virtual"]], axis=1)
+        shapes, shape_of = np.unique(pairs, axis=0, return_inverse=True)
+        shape_of = shape_of.reshape(-1)
+        shares = [self.space.shares(pp, virtual, schedule) for pp, virtual in shapes.tolist()]
+        named = sizes(self.space, columns)
+        most = np.zeros((len(shape_of), len(self.space.states)))
+        for stages in _stages_unlike(shares):
+            rows = np.flatnonzero(np.isin(shape_of, list(stages.stage)))
+            of_layout = {name: array[rows] for name, array in named.items()}
+            looked_up = _by_shape(stages, len(shapes))
+            arrays = {**of_layout, **{n: table[shape_of[rows]] for n, table in looked_up.items()}}
+            arrays |= self._in_flight(schedule, arrays)
+            run, over = self._stage(stages.content, schedule in PUT_OFF)
+            found = in_chunks(run, [arrays[name] for name in over], len(self.space.states))
+            most[rows] = np.maximum(most[rows], found)
+        return most
+
+    def _in_flight(self, schedule: ScheduleName, arrays: Mapping[str, Floats]) -> dict[str, Floats]:
+        """What is in flight, by the names of `SYMBOLS`."""
+        layout = replace(self.template, schedule=schedule)
+        flight = in_flight(layout, shards_of(layout), 0, 1)
+        found = [getattr(flight, field.name) or number(0) for field in fields(flight)]
+        over = (*SIZES, "stage")
+        columns = in_chunks(compiled(found, over), [arrays[n] for n in over], len(found))
+        return dict(zip(SYMBOLS, columns.T, strict=True))
+
+    @cached_property
+    def _stage(self) -> Callable[[Content, bool], tuple[Callable[..., Any], tuple[str, ...]]]:
+        """Bytes of one kind of stage by what is in flight, and the names of all they depend on."""
+        root = describe(self.job.arch, self.job.work)
+
+        @cache
+        def stage(content: Content, waits: bool) -> tuple[Callable[..., Any], tuple[str, ...]]:
+            own, mirrored, embedded, outputs, put_off = map(Symbol, SYMBOLS)
+            flight = Flight(own, mirrored, embedded, outputs, put_off if waits else None)
+            trees = memory_training_varied(
+                self.job, root, self.template, content.share, flight, self.space.states
+            )
+            over = (*SIZES, *SYMBOLS, *_counts(content))
+            return compiled([tree.total for tree in trees], over), over
+
+        return stage
 
 
-# --- seconds --------------------------------------------------------------------------------
-
-
-def seconds(
-    space: Space, setting: Setting, columns: Columns, variations: Sequence[Variation]
-) -> Floats:
-    """Seconds of a step of rows that share a structure, by variation."""
-    first = replace(setting, layout=template(space, columns, variations[0]))
-    trees = step_times(first, [(v.zero, v.recompute, v.schedule) for v in variations])
-    run = compiled([tree.total for tree in trees], SIZES)
-    named = sizes(space, columns)
-    return in_chunks(run, [named[name] for name in SIZES], len(trees))
-
-
-# --- bytes ----------------------------------------------------------------------------------
+#: What `Flight` has, as a formula of memory names it.
+SYMBOLS = ("in_flight", "in_flight_mirrored", "embedded", "outputs", "put_off")
+#: Schedules that put weights' gradients off.
+PUT_OFF = frozenset({"zb-h1", "zb-h2", "dualpipe", "dualpipev"})
 
 
 class Content(NamedTuple):
-    """What a stage holds, but for how many layers of each kind."""
+    """What a rank holds, but for how many layers of each kind."""
 
     first: bool
     last: bool
@@ -141,43 +199,6 @@ class Stages(NamedTuple):
     shares: dict[int, Share]
 
 
-def bytes_needed(
-    space: Space, job: Trained, columns: Columns, variations: Sequence[Variation]
-) -> Floats:
-    """Bytes of the fullest stage of rows that share a structure, by variation of one schedule."""
-    pairs = np.stack([columns["pp"], columns["virtual"]], axis=1)
-    shapes, shape_of = np.unique(pairs, axis=0, return_inverse=True)
-    named = sizes(space, columns)
-    most = np.zeros((len(shape_of), len(variations)))
-    layouts = [
-        Layout(pp=int(pp), virtual=int(v), schedule=variations[0].schedule) for pp, v in shapes
-    ]
-    for stages in _stages_unlike(space, layouts):
-        rows = np.flatnonzero(np.isin(shape_of, list(stages.stage)))
-        run, over = _stage(space, job, columns, stages.content, variations)
-        looked_up = _by_shape(stages, len(shapes))
-        of_layout = {name: array[rows] for name, array in named.items()}
-        arrays = {**of_layout, **{n: table[shape_of[rows]] for n, table in looked_up.items()}}
-        found = in_chunks(run, [arrays[name] for name in over], len(variations))
-        most[rows] = np.maximum(most[rows], found)
-    return most
-
-
-def _stage(
-    space: Space, job: Trained, columns: Columns, content: Content, variations: Sequence[Variation]
-) -> tuple[Callable[..., Any], tuple[str, ...]]:
-    """Bytes of one kind of stage, and the names of what they depend on."""
-    root = describe(job.arch, job.work)
-    trees = [
-        memory_training_held(
-            replace(job, recompute=v.recompute), root, template(space, columns, v), content.share
-        )
-        for v in variations
-    ]
-    over = (*SIZES, "stage", *_counts(content))
-    return compiled([tree.total for tree in trees], over), over
-
-
 def _counts(content: Content) -> tuple[str, ...]:
     """The names of how many layers of each kind there are."""
     own = [f"n_{kind}_stage" for kind in content.kinds]
@@ -197,19 +218,18 @@ def _by_shape(stages: Stages, n_shapes: int) -> dict[str, Floats]:
     }
 
 
-def _stages_unlike(space: Space, layouts: Sequence[Layout]) -> Iterator[Stages]:
+def _stages_unlike(shapes: Sequence[Mapping[int, Share]]) -> Iterable[Stages]:
     """The stages of every shape that may hold most, those of equal content together.
 
     A shape with two stages of one content (of eight and of seven layers) comes twice.
     """
     found: dict[tuple[Content, int], Stages] = {}
-    for shape, layout in enumerate(layouts):
+    for shape, shares in enumerate(shapes):
         met: Counter[Content] = Counter()
-        for rank in ranks_unlike(space.arch, layout):
-            share = share_of(space.arch, layout, rank)
+        for rank, share in shares.items():
             content = Content.of(share)
             key = content, met[content]
             met[content] += 1
             one = found.setdefault(key, Stages(content, {}, {}))
             one.stage[shape], one.shares[shape] = rank, share
-    yield from found.values()
+    return found.values()

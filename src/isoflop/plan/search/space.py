@@ -15,6 +15,7 @@ from isoflop.arch import Arch
 from isoflop.count.memory_saved import RECOMPUTES, Recompute
 from isoflop.hardware import Cluster
 from isoflop.plan.layout import Layout, broken_rules, divisors, schedule_rules
+from isoflop.plan.memory.flight import Share, shares_unlike
 from isoflop.plan.schedule import SCHEDULES, ScheduleName
 
 #: Sizes of one layout, in the order of the columns.
@@ -64,12 +65,17 @@ class Space:
 
     @cached_property
     def variations(self) -> tuple[Variation, ...]:
+        return tuple(
+            Variation(zero, policy, schedule)
+            for schedule, (zero, policy) in product(self.schedules, self.states)
+        )
+
+    @cached_property
+    def states(self) -> tuple[tuple[Literal[0, 1, 2, 3], Recompute], ...]:
+        """ZeRO stages and policies of recomputation, in the order of a schedule's variations."""
         stages = (0, 1, 2, 3) if "zero" not in self.fixed else (self.fixed["zero"],)
         policies = RECOMPUTES if self.recompute is None else (self.recompute,)
-        return tuple(
-            Variation(zero, policy, schedule)  # type: ignore[arg-type]  # a fixed zero is checked as a rule
-            for schedule, zero, policy in product(self.schedules, stages, policies)
-        )
+        return tuple(product(stages, policies))  # type: ignore[arg-type]  # a fixed zero is checked as a rule
 
     @cached_property
     def columns(self) -> Columns:
@@ -84,37 +90,57 @@ class Space:
         """Splits of the model; each comes in every variation that applies."""
         return len(self.columns["tp"])
 
-    def applies(self, columns: Columns) -> NDArray[np.bool_]:
+    @cached_property
+    def applies(self) -> NDArray[np.bool_]:
         """Of each row, the variations that mean something: ZeRO splits over copies, and
         schedules order the work of stages.
         """
-        copied = columns["dp"] * columns["cp"] > 1
+        copied = self.columns["dp"] * self.columns["cp"] > 1
         plain = np.array([v.zero == 0 or "zero" in self.fixed for v in self.variations])
         offered: NDArray[np.bool_] = copied[:, None] | plain[None, :]
-        for schedule in self.schedules:
-            own = np.array([v.schedule == schedule for v in self.variations])
-            offered[:, own] &= self.runs(columns, schedule)[:, None]
+        for i, variation in enumerate(self.variations):
+            offered[:, i] &= self.runs[variation.schedule]
         return offered
 
-    def runs(self, columns: Columns, schedule: ScheduleName) -> NDArray[np.bool_]:
-        """The rows whose pipelines a schedule has an order for; 1F1B has one for all."""
+    @cached_property
+    def runs(self) -> Mapping[ScheduleName, NDArray[np.bool_]]:
+        """By schedule, the rows whose pipelines it has an order for; 1F1B has one for all."""
+        columns = self.columns
         n_micro = self.global_batch // (columns["dp"] * columns["micro_batch"])
-        if schedule == "1f1b":
-            return np.ones(len(n_micro), dtype=bool)
-        single = (columns["pp"] > 1) & (columns["virtual"] == 1)
-        pairs = np.stack([columns["pp"], n_micro], axis=1)
+        rows = np.flatnonzero(self.staged)
+        pairs = np.stack([columns["pp"][rows], n_micro[rows]], axis=1)
         asked, which = np.unique(pairs, axis=0, return_inverse=True)
-        runs = [
-            pp > 1 and not schedule_rules(schedule, self.arch.n_layers, int(pp), int(n))
-            for pp, n in asked
-        ]
-        legal: NDArray[np.bool_] = single & np.array(runs, dtype=bool)[which.reshape(-1)]
+        legal = {}
+        for schedule in self.schedules:
+            legal[schedule] = np.full(self.size, schedule == "1f1b")
+            if schedule != "1f1b":
+                rules = (
+                    schedule_rules(schedule, self.arch.n_layers, *pair) for pair in asked.tolist()
+                )
+                fine = np.fromiter((not broken for broken in rules), bool, len(asked))
+                legal[schedule][rows] = fine[which.reshape(-1)]
         return legal
+
+    @cached_property
+    def staged(self) -> NDArray[np.bool_]:
+        """The rows with several stages of one chunk each, whose work schedules order."""
+        stages: NDArray[np.bool_] = (self.columns["pp"] > 1) & (self.columns["virtual"] == 1)
+        return stages
 
     def layout(self, row: int, variation: Variation) -> Layout:
         sizes: dict[str, Any] = {name: int(self.columns[name][row]) for name in NAMES}
         sizes["sequence_parallel"] = bool(sizes["sequence_parallel"])
         return Layout(**sizes, zero=variation.zero, schedule=variation.schedule)
+
+    @cached_property
+    def shares(self) -> Callable[[int, int, ScheduleName], Mapping[int, Share]]:
+        """What ranks of a pipeline hold that may hold most, by its stages, chunks and schedule."""
+
+        @cache
+        def shares(pp: int, virtual: int, schedule: ScheduleName) -> Mapping[int, Share]:
+            return shares_unlike(self.arch, Layout(pp=pp, virtual=virtual, schedule=schedule))
+
+        return shares
 
     # --- rows -----------------------------------------------------------------------------
 
@@ -136,9 +162,7 @@ class Space:
                 used = tp * cp * pp * dp
                 if used == 0 or IDLE_ONE_IN * (count - used) > count:
                     continue
-                chunks = [v for v in self._chunks(pp) if any(
-                    legal(pp=pp, virtual=v, dp=dp, micro_batch=micro_batch, schedule=schedule)
-                    for schedule in self.schedules)]  # fmt: skip
+                chunks = self._chunks(pp, dp, micro_batch)
                 deals = [ep for ep in self._deals(dp * cp) if legal(dp=dp, cp=cp, ep=ep)]
                 for virtual, ep in product(chunks, deals):
                     yield tp, pp, dp, cp, ep, virtual, micro_batch, sp
@@ -159,9 +183,23 @@ class Space:
     def _pipeline(self) -> Iterable[int]:
         return self._said("pp", range(1, self.arch.n_layers + 1))
 
-    def _chunks(self, pp: int) -> Iterable[int]:
-        most = self.arch.n_layers // pp if pp > 1 else 1
-        return self._said("virtual", range(1, most + 1))
+    @cached_property
+    def _chunks(self) -> Callable[[int, int, int], list[int]]:
+        """Chunks on each of pp stages that some schedule has an order for."""
+
+        @cache
+        def chunks(pp: int, dp: int, micro_batch: int) -> list[int]:
+            most = self.arch.n_layers // pp if pp > 1 else 1
+            sizes = {"pp": pp, "dp": dp, "micro_batch": micro_batch}
+            several = tuple(name for name in self.schedules if name == "1f1b")
+            return [
+                virtual
+                for virtual in self._said("virtual", range(1, most + 1))
+                for names in (self.schedules if virtual == 1 else several,)
+                if any(self._legal(**sizes, virtual=virtual, schedule=name) for name in names)
+            ]
+
+        return chunks
 
     def _micro_batches(self) -> Iterable[int]:
         few = (d for d in divisors(self.global_batch) if d <= MOST_MICRO_BATCH)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.plan.memory.shard import Trained
-from isoflop.plan.search.formula import Floats, bytes_needed, seconds
+from isoflop.plan.search.formula import Floats, Formulas
 from isoflop.plan.search.space import Columns, Space, Variation
 from isoflop.plan.step.setting import Setting
 
@@ -53,24 +53,26 @@ def weigh(space: Space, job: Trained, setting: Setting, room: float) -> Timed:
     """
     found = [(np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0), np.zeros(0))]
     large = TooLarge()
-    for together, schedule in product((0, 1), space.schedules):
-        alike = space.columns["sequence_parallel"] == together
-        rows = np.flatnonzero(alike & space.runs(space.columns, schedule))
+    for together in (0, 1):
+        rows = np.flatnonzero(space.columns["sequence_parallel"] == together)
         if not rows.size:
             continue
-        own = [i for i, v in enumerate(space.variations) if v.schedule == schedule]
-        group = Alike(space, rows, np.array(own))
-        held = bytes_needed(space, job, group.columns, group.variations)
-        offered = space.applies(group.columns)[:, group.which]
-        large = _nearer(large, group, held, offered & (held > room))
-        found += _timed(group, setting, np.where(offered, held, np.inf), room)
+        formulas = Formulas(space, job, setting, taken(space.columns, rows))
+        for group in _groups(space, rows):
+            held, offered = _held(formulas, group), space.applies[np.ix_(group.rows, group.which)]
+            large = _nearer(large, group, held, offered & (held > room))
+            found += _timed(formulas, group, np.where(offered, held, np.inf), room)
     row, variation, took, weights = (np.concatenate(part) for part in zip(*found, strict=True))
     return Timed(row, variation, took, weights, weights <= room, large)
 
 
+def taken(columns: Columns, rows: Rows) -> Columns:
+    return {name: column[rows] for name, column in columns.items()}
+
+
 @dataclass(frozen=True, slots=True)
-class Alike:
-    """Rows of a space that share a structure, and which of its variations are tried on them."""
+class Group:
+    """Rows of a space, and which of its variations are tried on them."""
 
     space: Space
     rows: Rows
@@ -78,27 +80,50 @@ class Alike:
 
     @property
     def columns(self) -> Columns:
-        return {name: column[self.rows] for name, column in self.space.columns.items()}
+        return taken(self.space.columns, self.rows)
 
     @property
     def variations(self) -> list[Variation]:
         return [self.space.variations[i] for i in self.which]
 
 
+def _groups(space: Space, rows: Rows) -> Iterator[Group]:
+    """Rows under 1F1B alone, as all without stages of one chunk are, and under every schedule."""
+    plain = [i for i, v in enumerate(space.variations) if v.schedule == "1f1b"]
+    stages = space.staged[rows]
+    for own, which in ((rows[~stages], plain), (rows[stages], range(len(space.variations)))):
+        if own.size and len(which):
+            yield Group(space, own, np.array(which, dtype=np.intp))
+
+
+def _held(formulas: Formulas, group: Group) -> Floats:
+    """Bytes of a group's rows by its variations, infinite where a schedule has no order."""
+    held = np.full((len(group.rows), len(group.which)), np.inf)
+    schedules = [v.schedule for v in group.variations]
+    for schedule in dict.fromkeys(schedules):
+        runs = np.flatnonzero(group.space.runs[schedule][group.rows])
+        if not runs.size:
+            continue
+        own = np.flatnonzero([name == schedule for name in schedules])
+        columns = taken(group.space.columns, group.rows[runs])
+        held[np.ix_(runs, own)] = formulas.bytes_needed(columns, schedule)
+    return held
+
+
 def _timed(
-    group: Alike, setting: Setting, held: Floats, room: float
+    formulas: Formulas, group: Group, held: Floats, room: float
 ) -> list[tuple[Rows, Rows, Floats, Floats]]:
-    """Step times of rows of one structure of which some variation fits."""
+    """Step times of the rows of which some variation fits."""
     some = np.flatnonzero((held <= room).any(axis=1))
     if not some.size:
         return []
     fits = replace(group, rows=group.rows[some])
-    took = seconds(group.space, setting, fits.columns, group.variations)
+    took = formulas.seconds(fits.columns, group.variations)
     at, variation = np.nonzero(np.isfinite(held[some]))
     return [(fits.rows[at], group.which[variation], took[at, variation], held[some][at, variation])]
 
 
-def _nearer(known: TooLarge, group: Alike, held: Floats, large: NDArray[np.bool_]) -> TooLarge:
+def _nearer(known: TooLarge, group: Group, held: Floats, large: NDArray[np.bool_]) -> TooLarge:
     """The refused so far with those of more rows."""
     count = known.count + int(large.sum())
     if not large.any():

@@ -46,15 +46,20 @@ class Traffic:
         layout = self.setting.layout
         return groups(Ways.of(layout), self.fabric, layout.n_accelerators)
 
-    def _job(self, schedule: ScheduleName, zero: int = 0, again: bool = False) -> Job:
-        layout = replace(self.setting.layout, schedule=schedule, zero=zero)  # type: ignore[arg-type]  # 0 to 3
+    @cached_property
+    def _any_job(self) -> Job:
         exchange = Exchange(
             bytes_grad=self.stack.bytes_grad,
             once_per_domain=self.stack.once_per_domain,
             imbalance=self.stack.expert_imbalance,
         )
+        return Job.of(self.setting, exchange)
+
+    def _job(self, schedule: ScheduleName, zero: int = 0, again: bool = False) -> Job:
+        layout = replace(self.setting.layout, schedule=schedule, zero=zero)  # type: ignore[arg-type]  # 0 to 3
         recompute: Recompute = "full" if again else "none"
-        return Job.of(replace(self.setting, layout=layout, recompute=recompute), exchange)
+        setting = replace(self.setting, layout=layout, recompute=recompute)
+        return replace(self._any_job, setting=setting)
 
     def _timed(self, sent: Iterable[Message]) -> Iterator[tuple[str, Expr]]:
         """Paths of the messages to anyone, and the seconds of all that a step has of each."""
