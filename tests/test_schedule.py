@@ -215,6 +215,17 @@ def test_zero_bubble_takes_what_its_formula_says(
     assert run(*case, f, inputs + w, w).seconds == expected
 
 
+@given(asked(ZeroBubble), SECONDS, SECONDS, SECONDS)
+def test_zero_bubble_is_faster_than_1f1b_where_there_is_anything_to_put_off(
+    case: tuple[Schedule, int, int], f: int, inputs: int, w: int
+) -> None:
+    _, pp, n_micro = case
+    took = run(*case, f, inputs + w, w).seconds
+    plain = run(OneFOneB(), pp, n_micro, f, inputs + w).seconds
+    assert took < plain if pp > 1 else took == plain
+    assert run(*case, f, inputs, 0).seconds <= run(OneFOneB(), pp, n_micro, f, inputs).seconds
+
+
 @settings(max_examples=200)
 @given(asked(ZeroBubble), SECONDS, SECONDS, SECONDS, st.integers(0, 60))
 def test_zero_bubble_takes_what_its_formula_says_while_sends_are_short(
