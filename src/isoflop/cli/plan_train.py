@@ -20,6 +20,7 @@ from isoflop.hardware import Cluster, parse_cluster
 from isoflop.hardware.fitted import OwnSteps
 from isoflop.plan import Layout, TrainPlan
 from isoflop.plan.emit import emitted
+from isoflop.plan.schedule import ScheduleName
 from isoflop.plan.training.plan import TrainAsk, planned
 from isoflop.plan.training.quoted import Figure, Quoted, machines
 from isoflop.plan.training.relief import relieved
@@ -56,6 +57,9 @@ class Split:
         ZeRO stage: 1 splits the optimizer's state over the copies, 2 gradients too, 3 weights too.
     virtual
         Chunks of layers on each pipeline stage (interleaving).
+    schedule
+        The order in which stages work: 1f1b, gpipe, zb-h1 or zb-h2 (weights' gradients put off),
+        dualpipe or dualpipev (work enters at both ends).
     sequence_parallel
         Split what lies between tensor-parallel matrices over the sequence.
     """
@@ -67,11 +71,13 @@ class Split:
     dp: Count | None = None
     zero: Whole | None = None
     virtual: Count | None = None
+    schedule: ScheduleName | None = None
     sequence_parallel: bool = True
 
     def said(self, micro_batch: int | None) -> dict[str, int]:
         """The sizes that a search must keep."""
         given = {**asdict(self), "micro_batch": micro_batch}
+        del given["schedule"]
         if self.sequence_parallel:
             del given["sequence_parallel"]
         return {name: int(size) for name, size in given.items() if size is not None}
@@ -195,7 +201,8 @@ def plan_train_command(
                    each, **read_stack(stack), chosen=_chosen(seq_len, global_batch, length, batch),
                    **asdict(terms))  # fmt: skip
     if hunt.search:
-        found = hunt.found(ask, split.said(micro_batch), recompute_too=recompute is None)
+        fixed = split.said(micro_batch)
+        found = hunt.found(ask, fixed, split.schedule, recompute_too=recompute is None)
         return _tell(found.best, found, emit=emit_, output=output, as_json=as_json)
     ask = replace(ask, layout=split.layout(cluster, each))
     try:

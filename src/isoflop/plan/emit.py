@@ -17,6 +17,14 @@ from isoflop.arch.zoo import entry, names
 from isoflop.count.stages import layers_of_stage
 from isoflop.errors import InputError, Problem, UnknownName
 from isoflop.hardware.stack import find_stack
+from isoflop.plan.schedule import (
+    DualPipeV,
+    GPipe,
+    Interleaved,
+    OneFOneB,
+    Schedule,
+    n_stages,
+)
 from isoflop.plan.training.plan import TrainPlan
 
 Flags: TypeAlias = dict[str, str | int | None]
@@ -56,7 +64,7 @@ def _n_steps(plan: TrainPlan) -> int:
 def _chunks(plan: TrainPlan) -> list[int]:
     """Layers of each chunk of the pipeline, in the order of the model."""
     n, layout = plan.ask.work.arch.n_layers, plan.layout
-    total = layout.pp * layout.virtual
+    total = n_stages(layout.pipeline, layout.pp)
     return [len(layers_of_stage(n, total, chunk)) for chunk in range(total)]
 
 
@@ -140,6 +148,8 @@ def _unsaid_megatron(plan: TrainPlan) -> list[Problem]:
         ("precision", plan.ask.precision, "has a flag: " + ", ".join(_MEGATRON_PRECISION),
          plan.ask.precision in _MEGATRON_PRECISION),
         ("zero", layout.zero, "is 0 or 1 where pp is above 1", layout.zero < 2 or layout.pp == 1),
+        ("schedule", layout.schedule, "is 1f1b: Megatron-Core runs no other",
+         layout.schedule == "1f1b"),
         ("recompute", again, "is none or full where attention keeps no scores: Megatron's selective "
          "drops scores, the plan's the outputs of activation functions",
          again != "selective" or _keeps_scores(plan)),
@@ -219,7 +229,7 @@ def _titan_pipeline(plan: TrainPlan) -> dict[str, str | int]:
     """Schedule and split; the ends may count as a layer each."""
     chunks, layout = _chunks(plan), plan.layout
     return {
-        "pipeline_parallel_schedule": "Interleaved1F1B" if layout.virtual > 1 else "1F1B",
+        "pipeline_parallel_schedule": _TITAN_SCHEDULE[type(layout.pipeline)],
         "pipeline_parallel_microbatch_size": layout.micro_batch,
         "pipeline_parallel_layers_per_stage": max(chunks),
         "pipeline_parallel_first_stage_less_layers": max(chunks) - chunks[0],
@@ -227,6 +237,14 @@ def _titan_pipeline(plan: TrainPlan) -> dict[str, str | int]:
     }
 
 
+#: Those of torch/distributed/pipelining/schedules.py. Its zero-bubble schedules take two stages
+#: or more on each rank (ZBVZeroBubble two, in a V), which ZB-H1 and ZB-H2 do not.
+_TITAN_SCHEDULE: Mapping[type[Schedule], str] = {
+    OneFOneB: "1F1B",
+    Interleaved: "Interleaved1F1B",
+    GPipe: "GPipe",
+    DualPipeV: "DualPipeV",
+}
 _TITAN_PRECISION: Mapping[str, str] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -245,6 +263,8 @@ def _unsaid_torchtitan(plan: TrainPlan) -> list[Problem]:
          layout.sequence_parallel or layout.tp == 1),
         ("recompute", ask.work.recompute, "is none or full: its selective is another policy",
          ask.work.recompute != "selective"),
+        ("schedule", layout.schedule, "is 1f1b, gpipe or dualpipev: PyTorch has no other of ours",
+         type(layout.pipeline) in _TITAN_SCHEDULE),
         ("pp", layout.pp, "gives all chunks but the two ends equally many layers",
          len(set(chunks[1:-1])) < 2 and (len(chunks) < 3 or max(chunks) == chunks[1])),
     ]  # fmt: skip

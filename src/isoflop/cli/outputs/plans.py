@@ -27,6 +27,7 @@ class Layout(Out):
     ep: int
     virtual: int
     sequence_parallel: bool
+    schedule: str
 
 
 class Refusal(Out):

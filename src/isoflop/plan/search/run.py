@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from time import perf_counter, process_time
@@ -10,6 +10,7 @@ from typing import Any
 
 from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.hardware import Cluster
+from isoflop.hardware.stack import Stack, find_stack
 from isoflop.plan.layout import Layout, broken_rules, divisors
 from isoflop.plan.schedule import SCHEDULES, ScheduleName
 from isoflop.plan.search.found import (
@@ -38,7 +39,7 @@ def search(
     *,
     fixed: Mapping[str, int] | None = None,
     recompute_too: bool = True,
-    schedules: Sequence[ScheduleName] = tuple(SCHEDULES),
+    schedules: Sequence[ScheduleName] | None = None,
     minimize: Objective = "time",
     limits: Limits | None = None,
     n_simulated: int = SIMULATED,
@@ -47,7 +48,8 @@ def search(
 
     `ask` says what to train on what; its `stack` names the trainer's software, its layout is
     not read. `fixed` are sizes that the user said, by field of `Layout`. Recomputation is
-    searched too unless `recompute_too` is off; of pipelines all `schedules`. The whole cluster is used, or a divisor of its
+    searched too unless `recompute_too` is off, and so are `schedules`: those that the stack can
+    run unless given. The whole cluster is used, or a divisor of its
     nodes, whatever is least by `minimize`. The `n_simulated` best by formula are run event by
     event and ranked by that.
 
@@ -68,8 +70,14 @@ def search(
     known = replace(ask, stack=ask.stack or UNKNOWN, layout=None)
     if bad := [*problems_of(known), *kept.problems()]:
         raise InputError("plan train", bad)
-    asked = _Search(known, dict(fixed or {}), recompute_too, tuple(schedules), minimize, kept)
+    tried = tuple(schedules or _schedules(find_stack(known.setting(Layout()).stack)))
+    asked = _Search(known, dict(fixed or {}), recompute_too, tried, minimize, kept)
     return asked.found(n_simulated)
+
+
+def _schedules(stack: Stack) -> Iterator[ScheduleName]:
+    """The schedules that a trainer's software can run."""
+    return (name for name in SCHEDULES if name in stack.schedules)
 
 
 def sub_counts(cluster: Cluster) -> tuple[int, ...]:
