@@ -21,6 +21,7 @@ from isoflop.hardware import parse_cluster
 from isoflop.plan import Layout, TrainPlan, plan_train
 from isoflop.plan.diff import diff, leaves
 from isoflop.plan.emit import KINDS, emitted
+from isoflop.plan.schedule import ScheduleName, n_stages
 from isoflop.plan.training.plan import what_if
 from isoflop.train.recipe import parse_recipe
 
@@ -130,6 +131,8 @@ def test_torchrun_starts_a_process_for_each_accelerator() -> None:
         Layout(tp=2, dp=8, cp=2, zero=3),
         Layout(tp=2, pp=4, dp=4, zero=2, micro_batch=2, virtual=3),
         Layout(pp=7, dp=8, zero=3),
+        Layout(pp=2, dp=8, zero=3, schedule="dualpipev"),
+        Layout(pp=2, dp=8, schedule="gpipe"),
     ],
 )
 def test_torchtitan_splits_as_the_layout_does(layout: Layout) -> None:
@@ -145,7 +148,7 @@ def test_torchtitan_splits_as_the_layout_does(layout: Layout) -> None:
     if layout.pp > 1:
         assert per_rank == 64
         assert ways["pipeline_parallel_microbatch_size"] == layout.micro_batch
-        chunks = layout.pp * layout.virtual
+        chunks = n_stages(layout.pipeline, layout.pp)
         least = [ways[f"pipeline_parallel_{end}_stage_less_layers"] for end in ("first", "last")]
         assert ways["pipeline_parallel_layers_per_stage"] * chunks - sum(least) == 12
     else:
@@ -170,6 +173,33 @@ def test_torchtitan_refuses_by_name_what_it_cannot_say(
 ) -> None:
     with pytest.raises(InputError, match=field):
         emitted("torchtitan", planned(layout, **more))
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        (Layout(pp=2, dp=8), "1F1B"),
+        (Layout(pp=2, dp=8, virtual=3), "Interleaved1F1B"),
+        (Layout(pp=2, dp=8, schedule="gpipe"), "GPipe"),
+        (Layout(pp=2, dp=8, schedule="dualpipev"), "DualPipeV"),
+    ],
+)
+def test_torchtitan_names_the_schedule_as_pytorch_does(layout: Layout, name: str) -> None:
+    from torch.distributed.pipelining.schedules import get_schedule_class
+
+    said = tomllib.loads(emitted("torchtitan", planned(layout)))["parallelism"]
+    assert said["pipeline_parallel_schedule"] == name
+    assert get_schedule_class(name).__name__ == f"Schedule{name}"
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "zb-h1", "zb-h2", "dualpipe", "dualpipev"])
+def test_trainers_refuse_schedules_that_they_do_not_have(schedule: ScheduleName) -> None:
+    plan = planned(Layout(pp=4, dp=8, schedule=schedule))
+    with pytest.raises(InputError, match=f"schedule={schedule}: must hold: is 1f1b"):
+        emitted("megatron", plan)
+    if schedule not in ("gpipe", "dualpipev"):
+        with pytest.raises(InputError, match=f"schedule={schedule}: must hold"):
+            emitted("torchtitan", plan)
 
 
 def test_a_recipe_is_whole_but_for_the_learning_rate() -> None:
@@ -272,6 +302,28 @@ def test_a_search_prints_one_screen_and_json_of_its_schema(
     search = json.loads(data)["search"]
     assert search["evaluated"] + search["refused"] == search["enumerated"]
     assert search["best"]["layout"]["dp"] == 2
+
+
+def test_a_schedule_is_said_shown_searched_and_told_apart(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    chosen = ("--pp", "2", "--dp", "1", "--schedule")
+    for name in ("1f1b", "zb-h1"):
+        data = said(capsys, *ASK, *chosen, name, "--stack", "unknown", "--json")
+        validate("plan train", data)
+        (tmp_path / name).write_text(data)
+    both = (str(tmp_path / "1f1b"), str(tmp_path / "zb-h1"))
+    text = said(capsys, "plan", "diff", *both)
+    assert "layout.schedule  1f1b  " in text
+    assert "->  zb-h1" in text
+    assert "bubble" in text
+    assert "schedule=zb-h1" in said(capsys, *ASK, *chosen, "zb-h1")
+    assert "Did you mean" in said(capsys, *ASK, *chosen, "zb-h3", code=2)
+    text = said(capsys, *ASK, "--search", "--pp", "2", "--schedule", "zb-h2", "--recompute", "none")
+    assert "schedule=zb-h2 recompute=none" in text
+    # A stack that is named runs what its software has; Megatron-Core has 1F1B alone.
+    text = said(capsys, *ASK, "--search", "--pp", "2", "--stack", "nemo-24", "--recompute", "none")
+    assert "schedule=" not in text
 
 
 def test_limits_without_a_search_and_missed_limits_have_their_codes(

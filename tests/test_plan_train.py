@@ -675,6 +675,7 @@ def test_the_json_has_the_promised_keys() -> None:
         "ep": 1,
         "virtual": 1,
         "sequence_parallel": True,
+        "schedule": "1f1b",
     }
     assert {"name", "value", "interval", "meaning", "source"} == set(out["assumptions"][0])
 

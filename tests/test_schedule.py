@@ -184,7 +184,9 @@ def test_durations_that_cannot_be_are_refused(
 
 def test_no_more_can_be_hidden_than_there_is() -> None:
     with pytest.raises(InputError, match="seconds_hidden"):
-        Durations.equal(4, 1, 3, 1, hidden=2)
+        Durations.equal(4, 1, 3, 1, hidden=-1)
+    all_hidden = run(DualPipeV(), 2, 8, 1, 3, 1, hidden=1).seconds
+    assert run(DualPipeV(), 2, 8, 1, 3, 1, hidden=2).seconds == all_hidden
 
 
 # --- formulas against the simulation -----------------------------------------------------------

@@ -298,6 +298,13 @@ def test_compiled_over_layouts_it_equals_the_exact_value(zero: int) -> None:
     np.testing.assert_allclose([expected[i] for i in same], [own[i] for i in same], rtol=1e-12)
 
 
+def test_stacks_name_schedules_that_layouts_have() -> None:
+    known = {name: find_stack(name).schedules for name in stack_names()}
+    assert all(schedules and set(schedules) <= set(SCHEDULES) for schedules in known.values())
+    assert set(known["unknown"]) == set(SCHEDULES)
+    assert known["deepspeed-bloom"] == known["nemo-26.08"] == ("1f1b",)
+
+
 def test_unknown_software_is_an_error_with_near_names() -> None:
     with pytest.raises(UnknownName, match="megatron-2021"):
         step_time(a_setting(Layout(), stack="megatron-2020"))

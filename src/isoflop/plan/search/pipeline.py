@@ -92,8 +92,7 @@ def durations_of(setting: Setting, seconds: Seconds) -> Durations:
         own += [seconds.last] if stage == count - 1 else []
         rows.append([sum(row[i] for row in own) for i in range(len(DIRECTIONS))])
     forward, backward, weights = zip(*rows, strict=True)
-    hidden = min(seconds.hidden, *forward, *backward)
-    return Durations(forward, backward, weights, seconds.send, hidden)
+    return Durations(forward, backward, weights, seconds.send, seconds.hidden)
 
 
 def _with_traffic(passed: Passed, traffic: float) -> Passed:
