@@ -165,7 +165,7 @@ def test_schedules_are_tried_wherever_they_are_legal(arch: Arch) -> None:
     space = space_of(ask, fixed={"zero": 0, "tp": 1}, recompute="none")
     tried = set()
     for row, offered in enumerate(space.applies):
-        for variation, is_tried in zip(space.variations, offered, strict=True):
+        for variation, is_tried in zip(space.alike, offered, strict=True):
             layout = space.layout(row, variation)
             legal = not broken_rules(layout, arch, ask.cluster, ask.global_batch, 2048)
             assert is_tried == legal, layout
@@ -267,7 +267,7 @@ def test_a_search_repeats_itself(found: Found) -> None:
 
 def test_counters_add_up_to_what_there_is(found: Found) -> None:
     counters = found.counters
-    space = space_of(ASK, counts=sub_counts(ASK.cluster))
+    space = space_of(ASK, counts=sub_counts(ASK.cluster), schedules=("1f1b",))  # of its stack
     assert counters.evaluated == len(choices(space))  # with room enough nothing is offloaded
     assert counters.fit <= counters.evaluated
     tight = search(ASK, limits=Limits(memory_margin=0.972))

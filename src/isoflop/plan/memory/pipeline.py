@@ -103,7 +103,7 @@ def memory_of_pipeline(setting: Setting) -> PipelineMemory:
     >>> setting = Setting(small, parse_cluster("2xa100-sxm-80gb"), Layout(pp=2), 64, 3)
     >>> rank, held = memory_of_pipeline(setting).peak
     >>> rank, held.moment.when, held.start
-    (1, 'BW0', 2)
+    (0, 'F1', 1)
     """
     if towers := beside(setting.arch, "is None: a pipeline is of a decoder's layers"):
         raise InputError("timeline", towers)
