@@ -260,8 +260,7 @@ class Pipelined:
                     self.stage.share(name) * tree.find("forward/attention/core").total
                     for name, tree in self.layers.trees.items()
                 )
-                beside = 3 * core * self.sizes.n_micro_batches
-                return shown(beside, size, use.share_shown_data)
+                return shown(3 * core * self.sizes.n_micro_batches, size, use.share_shown_data)
             case _:
                 return use.share_shown_experts * size if stack.overlaps_experts else size
 
@@ -298,8 +297,7 @@ class Pipelined:
                 size = self.stage.elsewhere(self._busy) / self.sizes.ways("virtual_pp")
             case _:
                 size = idle_closed(schedule, self._terms(number(0)))
-        source = SOURCES[self.schedule]
-        return leaf("bubble", "seconds", size, basis=Basis.MODELLED, source=source)
+        return leaf("bubble", "seconds", size, basis=Basis.MODELLED, source=SOURCES[self.schedule])
 
     def _terms(self, send: Expr) -> Terms:
         return self.stage.terms(self._busy, send, self.hidden)
@@ -339,9 +337,8 @@ class Pipelined:
         size = self.steps.traffic.between(self.placed)
         if not self.steps.setting.layout.sequence_parallel:
             size = size / self.sizes.ways("tp")
-        if self.steps.work.stack.overlaps_data:
-            size = self.steps.use.share_shown_data * size
-        return size
+        overlaps = self.steps.work.stack.overlaps_data
+        return self.steps.use.share_shown_data * size if overlaps else size
 
 
 @dataclass(frozen=True)
