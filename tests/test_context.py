@@ -23,7 +23,7 @@ from isoflop.plan.emit import emitted
 from isoflop.plan.layout import Layout, broken_rules
 from isoflop.plan.memory.place import bytes_per_accelerator
 from isoflop.plan.memory.shard import shards_of
-from isoflop.plan.memory.timeline import memory_peak
+from isoflop.plan.memory.timeline import memory_timeline
 from isoflop.plan.search import search
 from isoflop.plan.search.space import Space
 from isoflop.plan.search.weigh import Room, weigh
@@ -101,8 +101,8 @@ def test_the_peak_of_a_step_is_the_memory_of_its_layout(by: ContextBy, pp: int, 
     layout = Layout(pp=pp, cp=2, cp_by=by)
     job = Trained(arch, Workload.train(1, SEQ), TRAINING_STATES["bf16"])
     whole = bytes_per_accelerator(job, layout, 16)
-    peaks = [memory_peak(setting(layout, arch), rank) for rank in range(pp)]
-    assert float(whole.value) == pytest.approx(max(float(p.value) for p in peaks), rel=1e-12)
+    peaks = [memory_timeline(setting(layout, arch), rank).peak.bytes for rank in range(pp)]
+    assert float(whole.value) == pytest.approx(max(map(float, peaks)), rel=1e-12)
 
 
 # --- rules ------------------------------------------------------------------------------------

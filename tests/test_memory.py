@@ -41,9 +41,14 @@ from isoflop.count import (
     params,
 )
 from isoflop.count.memory_stack import ERROR_OF_MEMORY
-from isoflop.count.stages import layers_of_stage
+from isoflop.count.stages import (
+    layers_fullest,
+    layers_fullest_pair,
+    layers_of_ends,
+    layers_of_stage,
+)
 from isoflop.errors import InputError, UnknownName
-from isoflop.quantity import Basis, Interval, Node
+from isoflop.quantity import Basis, Interval, Node, number
 from isoflop.quantity.expr import FUNCTIONS
 from strategies import archs
 
@@ -536,6 +541,20 @@ def test_every_layer_is_on_one_stage_and_chunks_differ_by_one(
     runs = sorted(run for stage in stages for run in _runs(stage))
     assert len(runs) <= pp * virtual
     assert max(map(len, stages)) <= virtual * -(-n_layers // (pp * virtual))
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 5))
+def test_formulas_of_the_fullest_stage_and_the_ends_are_the_layers_that_stages_have(
+    n_layers: int, pp: int, virtual: int
+) -> None:
+    assume(pp * virtual <= n_layers)
+    sizes = [len(layers_of_stage(n_layers, pp, stage, virtual)) for stage in range(pp)]
+    ends = layers_of_ends(n_layers, number(pp), number(virtual))
+    assert layers_fullest(n_layers, number(pp)).value == max(sizes)
+    assert [end.value for end in ends] == [sizes[0], sizes[-1]]
+    if virtual == 1 and pp % 2 == 0:
+        pairs = [a + b for a, b in zip(sizes, reversed(sizes), strict=True)]
+        assert layers_fullest_pair(n_layers, number(pp)).value == max(pairs)
 
 
 def _runs(layers: tuple[int, ...]) -> list[tuple[int, ...]]:

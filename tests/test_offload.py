@@ -25,6 +25,7 @@ from isoflop.plan.emit import emitted
 from isoflop.plan.layout import Layout, broken_rules
 from isoflop.plan.memory.place import bytes_per_accelerator, bytes_per_host
 from isoflop.plan.memory.shard import shards_of
+from isoflop.plan.schedule import ScheduleName
 from isoflop.plan.search import search
 from isoflop.plan.search.space import Space
 from isoflop.plan.search.weigh import Room, weigh
@@ -280,3 +281,13 @@ def test_torchtitan_and_recipes_refuse_to_offload() -> None:
     for kind in ("torchtitan", "recipe"):
         with pytest.raises(InputError, match="offload=optimizer"):
             text(kind, Layout(offload="optimizer"))
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "zb-h1", "zb-h2", "dualpipe", "dualpipev"])
+def test_activations_stay_where_weights_gradients_are_put_off(schedule: ScheduleName) -> None:
+    def broken(offload: Offload) -> list[str]:
+        layout = Layout(pp=2, schedule=schedule, offload=offload)
+        return [p.field for p in broken_rules(layout, MIXED, parse_cluster("2xh100-sxm"), 8)]
+
+    assert broken("optimizer") == []
+    assert broken("activations") == ([] if schedule == "gpipe" else ["offload"])

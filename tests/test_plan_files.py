@@ -27,6 +27,7 @@ from isoflop.plan import Layout, TrainPlan, plan_train
 from isoflop.plan.diff import diff, leaves
 from isoflop.plan.emit import KINDS, emitted
 from isoflop.plan.emit.megatron_model import padding
+from isoflop.plan.schedule import ScheduleName, n_stages
 from isoflop.plan.training.learning_rate import of_compute, of_size_and_tokens, suggested
 from isoflop.plan.training.plan import what_if
 from isoflop.plan.training.work import Work
@@ -204,6 +205,8 @@ LLAMA = entry("llama-3.1-8b").arch
         Layout(tp=2, pp=4, dp=4, zero=2, micro_batch=2, virtual=2),
         Layout(pp=3, dp=8, zero=3),
         Layout(tp=2, dp=8, zero=2, sequence_parallel=False),
+        Layout(pp=2, dp=8, zero=3, schedule="dualpipev"),
+        Layout(pp=2, dp=8, schedule="gpipe"),
     ],
 )
 def test_torchtitan_splits_as_the_layout_does(layout: Layout) -> None:
@@ -227,7 +230,7 @@ def test_torchtitan_splits_as_the_layout_does(layout: Layout) -> None:
     if layout.pp > 1:
         assert per_rank == 64
         assert sizes["pipeline_parallel_microbatch_size"] == layout.micro_batch
-        chunks = layout.pp * layout.virtual
+        chunks = n_stages(layout.pipeline, layout.pp)
         least = [sizes[f"pipeline_parallel_{end}_stage_less_layers"] for end in ("first", "last")]
         assert sizes["pipeline_parallel_layers_per_stage"] * chunks - sum(least) == 32
     assert (sizes["data_parallel_shard_degree"] > 1) == (layout.zero > 0)
@@ -319,6 +322,33 @@ def test_the_compute_of_a_law_leaves_the_vocabulary_out() -> None:
 
 
 # --- recipe -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        (Layout(pp=2, dp=8), "1F1B"),
+        (Layout(pp=2, dp=8, virtual=4), "Interleaved1F1B"),
+        (Layout(pp=2, dp=8, schedule="gpipe"), "GPipe"),
+        (Layout(pp=2, dp=8, schedule="dualpipev"), "DualPipeV"),
+    ],
+)
+def test_torchtitan_names_the_schedule_as_pytorch_does(layout: Layout, name: str) -> None:
+    from torch.distributed.pipelining.schedules import get_schedule_class
+
+    said = flags(emitted("torchtitan", planned(layout, arch=LLAMA, on="64xb300-sxm")))
+    assert said["--parallelism.pipeline_parallel_schedule"] == name
+    assert get_schedule_class(name).__name__ == f"Schedule{name}"
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "zb-h1", "zb-h2", "dualpipe", "dualpipev"])
+def test_trainers_refuse_schedules_that_they_do_not_have(schedule: ScheduleName) -> None:
+    plan = planned(Layout(pp=4, dp=8, schedule=schedule))
+    with pytest.raises(InputError, match=f"schedule={schedule}: must hold: is 1f1b"):
+        emitted("megatron", plan)
+    if schedule not in ("gpipe", "dualpipev"):
+        with pytest.raises(InputError, match=f"schedule={schedule}: must hold"):
+            emitted("torchtitan", plan)
 
 
 def test_a_recipe_is_whole_but_for_the_learning_rate() -> None:
@@ -421,6 +451,28 @@ def test_a_search_prints_one_screen_and_json_of_its_schema(
     search = json.loads(data)["search"]
     assert 0 < search["fit"] <= search["evaluated"]
     assert search["best"]["layout"]["dp"] == 2
+
+
+def test_a_schedule_is_said_shown_searched_and_told_apart(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    chosen = ("--pp", "2", "--dp", "1", "--schedule")
+    for name in ("1f1b", "zb-h1"):
+        data = said(capsys, *ASK, *chosen, name, "--stack", "unknown", "--json")
+        validate("plan train", data)
+        (tmp_path / name).write_text(data)
+    both = (str(tmp_path / "1f1b"), str(tmp_path / "zb-h1"))
+    text = said(capsys, "plan", "diff", *both)
+    assert "layout.schedule  1f1b  " in text
+    assert "->  zb-h1" in text
+    assert "bubble" in text
+    assert "schedule=zb-h1" in said(capsys, *ASK, *chosen, "zb-h1")
+    assert "Did you mean" in said(capsys, *ASK, *chosen, "zb-h3", code=2)
+    text = said(capsys, *ASK, "--search", "--pp", "2", "--schedule", "zb-h2", "--recompute", "none")
+    assert "schedule=zb-h2 recompute=none" in text
+    # A stack that is named runs what its software has; Megatron-Core has 1F1B alone.
+    text = said(capsys, *ASK, "--search", "--pp", "2", "--stack", "nemo-24", "--recompute", "none")
+    assert "schedule=" not in text
 
 
 def test_limits_without_a_search_and_missed_limits_have_their_codes(

@@ -184,7 +184,9 @@ def test_durations_that_cannot_be_are_refused(
 
 def test_no_more_can_be_hidden_than_there_is() -> None:
     with pytest.raises(InputError, match="seconds_hidden"):
-        Durations.equal(4, 1, 3, 1, hidden=2)
+        Durations.equal(4, 1, 3, 1, hidden=-1)
+    all_hidden = run(DualPipeV(), 2, 8, 1, 3, 1, hidden=1).seconds
+    assert run(DualPipeV(), 2, 8, 1, 3, 1, hidden=2).seconds == all_hidden
 
 
 # --- formulas against the simulation -----------------------------------------------------------
@@ -213,6 +215,17 @@ def test_zero_bubble_takes_what_its_formula_says(
 ) -> None:
     expected = seconds_closed(case[0], terms(*case, f, inputs + w, w)).value
     assert run(*case, f, inputs + w, w).seconds == expected
+
+
+@given(asked(ZeroBubble), SECONDS, SECONDS, SECONDS)
+def test_zero_bubble_is_faster_than_1f1b_where_there_is_anything_to_put_off(
+    case: tuple[Schedule, int, int], f: int, inputs: int, w: int
+) -> None:
+    _, pp, n_micro = case
+    took = run(*case, f, inputs + w, w).seconds
+    plain = run(OneFOneB(), pp, n_micro, f, inputs + w).seconds
+    assert took < plain if pp > 1 else took == plain
+    assert run(*case, f, inputs, 0).seconds <= run(OneFOneB(), pp, n_micro, f, inputs).seconds
 
 
 @settings(max_examples=200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from dataclasses import replace
@@ -17,6 +18,7 @@ from isoflop.errors import Infeasible, InputError
 from isoflop.hardware import Cluster, parse_cluster
 from isoflop.plan.layout import Layout, broken_rules
 from isoflop.plan.memory.place import bytes_per_accelerator
+from isoflop.plan.schedule import SCHEDULES
 from isoflop.plan.search import Found, Limits
 from isoflop.plan.search import search as search_all
 from isoflop.plan.search.pipeline import seconds_simulated
@@ -53,8 +55,7 @@ def space_of(ask: TrainAsk, **more: Any) -> Space:
 
 
 def choices(space: Space) -> list[tuple[int, int]]:
-    applies = space.applies(space.columns)
-    return [(int(row), int(v)) for row, v in zip(*np.nonzero(applies), strict=True)]
+    return [(int(row), int(v)) for row, v in zip(*np.nonzero(space.applies), strict=True)]
 
 
 def by_one(ask: TrainAsk, layout: Layout, recompute: Any) -> tuple[float, float]:
@@ -81,7 +82,12 @@ def test_arrays_equal_the_printed_formulas_one_by_one(ask: TrainAsk) -> None:
     space = space_of(ask)
     timed = weigh(space, ask.job, ask.setting(Layout()), Room(np.inf))
     assert timed.row.size == len(choices(space)) > 100
-    for i in random.Random(1).sample(range(timed.row.size), 25):
+    by_schedule: dict[str, list[int]] = {name: [] for name in SCHEDULES}
+    for i in random.Random(1).sample(range(timed.row.size), timed.row.size):
+        by_schedule[space.variations[timed.variation[i]].schedule].append(i)
+    for i in itertools.chain(
+        by_schedule["1f1b"][:16], *(each[:3] for each in by_schedule.values())
+    ):
         varied = space.variations[timed.variation[i]]
         layout = space.layout(int(timed.row[i]), varied)
         seconds, held = by_one(ask, layout, varied.recompute)
@@ -153,6 +159,28 @@ def in_few_nodes(ask: TrainAsk, layouts: set[Layout]) -> set[Layout]:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("arch", [SMALL, GROUPED], ids=["6 layers", "14 layers"])
+def test_schedules_are_tried_wherever_they_are_legal(arch: Arch) -> None:
+    ask = asked(arch, "16xh100-sxm", 48)
+    space = space_of(ask, fixed={"zero": 0, "tp": 1}, recompute="none")
+    tried = set()
+    for row, offered in enumerate(space.applies):
+        for variation, is_tried in zip(space.alike, offered, strict=True):
+            layout = space.layout(row, variation)
+            legal = not broken_rules(layout, arch, ask.cluster, ask.global_batch, 2048)
+            assert is_tried == legal, layout
+            tried |= {variation.schedule} if legal else set()
+    assert tried == set(SCHEDULES)
+
+
+def test_a_search_keeps_to_the_schedules_it_is_given() -> None:
+    found = search(asked(SMALL, "8xa100-sxm-80gb", 48), schedules=("zb-h1", "dualpipe"))
+    assert {c.layout.schedule for c in found.ranked} <= {"zb-h1", "dualpipe"}
+    assert all(c.layout.pp > 1 for c in found.ranked)
+    with pytest.raises(InputError, match="schedule=zb-h1: must hold: is 1f1b where pp is 1"):
+        search(ASK, schedules=("zb-h1",), fixed={"pp": 1})
+
+
 def test_zero_is_tried_where_there_are_copies_to_split_over() -> None:
     space = space_of(asked(SMALL, "8xa100-sxm-80gb", 48))
     for row, v in choices(space):
@@ -188,7 +216,8 @@ def found() -> Found:
 
 def test_brute_force_finds_the_same_best() -> None:
     fixed = {"virtual": 1, "micro_batch": 2, "sequence_parallel": 1}
-    space = space_of(ASK, counts=sub_counts(ASK.cluster), fixed=fixed, recompute="none")
+    more = {"schedules": ("1f1b", "zb-h1")}
+    space = space_of(ASK, counts=sub_counts(ASK.cluster), fixed=fixed, recompute="none", **more)
     assert 50 < len(choices(space)) < 500
     room = float(ASK.cluster.chip.bytes_memory.value)
     times = {}
@@ -197,7 +226,7 @@ def test_brute_force_finds_the_same_best() -> None:
         seconds, held = by_one(ASK, layout, "none")
         if held <= room:
             times[layout] = seconds
-    found = search_all(ASK, fixed=fixed, recompute_too=False)
+    found = search_all(ASK, fixed=fixed, recompute_too=False, **more)
     least = min(found.ranked, key=lambda choice: choice.seconds)
     assert least.seconds == pytest.approx(min(times.values()), rel=1e-9)
     assert times[least.layout] == pytest.approx(least.seconds, rel=1e-9)
@@ -238,7 +267,7 @@ def test_a_search_repeats_itself(found: Found) -> None:
 
 def test_counters_add_up_to_what_there_is(found: Found) -> None:
     counters = found.counters
-    space = space_of(ASK, counts=sub_counts(ASK.cluster))
+    space = space_of(ASK, counts=sub_counts(ASK.cluster), schedules=("1f1b",))  # of its stack
     assert counters.evaluated == len(choices(space))  # with room enough nothing is offloaded
     assert counters.fit <= counters.evaluated
     tight = search(ASK, limits=Limits(memory_margin=0.972))
@@ -300,11 +329,17 @@ def test_without_a_pipeline_the_simulation_is_the_formula() -> None:
     )
 
 
-def test_a_long_pipeline_is_extended_from_where_it_repeats() -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(pp=3, virtual=2), *(Layout(pp=4, schedule=name) for name in SCHEDULES)],
+    ids=str,
+)
+def test_a_long_pipeline_is_extended_from_where_it_repeats(layout: Layout) -> None:
     """What is run shorter and continued takes as long as what is run whole."""
     from isoflop.plan.search import pipeline
 
-    setting = replace(ASK.setting(Layout(pp=3, dp=1, virtual=2)), global_batch=60)
+    arch = replace(GROUPED, layers=GROUPED.layers[:12])
+    setting = replace(ASK.setting(layout), arch=arch, global_batch=60)
     short = seconds_simulated([setting])[0]
     whole, pipeline.FULL_AFTER = pipeline.FULL_AFTER, 100
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,10 @@ from isoflop.hardware import Cluster, find
 from isoflop.hardware.fitted import PRIORS, Beliefs, OwnSteps, shipped
 from isoflop.hardware.stack import find_stack, stack_names
 from isoflop.plan.layout import Layout
-from isoflop.plan.step.seconds import shown, step_time
+from isoflop.plan.schedule import SCHEDULES, ScheduleName
+from isoflop.plan.search.pipeline import seconds_simulated
+from isoflop.plan.step.offload import shown
+from isoflop.plan.step.seconds import Steps, step_pieces, step_time
 from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Symbol, number
 from isoflop.quantity.compile import compile_expressions
@@ -35,8 +39,14 @@ ARRAYS = {
     "ceil_div": lambda a, b: -(-a // b),
 }
 
+
+def a_layout(**sizes: Any) -> Layout:
+    """A schedule is for several stages."""
+    return Layout(**sizes) if sizes["pp"] > 1 else Layout(**{**sizes, "schedule": "1f1b"})
+
+
 layouts = st.builds(
-    Layout,
+    a_layout,
     tp=st.sampled_from([1, 2, 4]),
     pp=st.sampled_from([1, 2, 4]),
     dp=st.sampled_from([1, 2, 4]),
@@ -45,6 +55,7 @@ layouts = st.builds(
     micro_batch=st.sampled_from([1, 2]),
     virtual=st.just(1),
     sequence_parallel=st.booleans(),
+    schedule=st.sampled_from(tuple(SCHEDULES)),
 )
 
 
@@ -136,6 +147,50 @@ def test_recomputing_costs_a_forward_pass() -> None:
     assert again == none.find("layers/layer/forward").value
 
 
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("arch", [SMALL, MIXED], ids=["dense", "experts"])
+@pytest.mark.parametrize("compute", ["bf16", "fp8"])
+def test_weights_gradients_are_the_part_of_backward_that_products_with_weights_can_put_off(
+    arch: Arch, recompute: str, compute: str
+) -> None:
+    setting = a_setting(Layout(tp=2, dp=2), arch, recompute=recompute, compute=compute)
+    pieces, tree = step_pieces(setting), step_time(setting)
+    for kind, passes in pieces.layers.items():
+        backward = tree.find(f"layers/{kind}/backward")
+        assert 0 < passes.weights.value < backward.value
+    for passes in (pieces.first, pieces.last):
+        assert 0 < passes.weights.value <= passes.backward.value
+    assert pieces.first.weights.value > pieces.first.backward.value / 3, "a table's is put off"
+
+
+def test_only_products_with_weights_put_gradients_off() -> None:
+    setting = a_setting(Layout(tp=2, dp=2), MIXED)
+    work, layers = Steps.of(setting).work, Steps.of(setting).layers("none")
+    for name, part in layers.kinds.items():
+        backward, put_off = (
+            {path: float(node.value) for path, node in tree.leaves().items()}
+            for tree in (work.backward(part, name), work.weight_gradients(part, name))
+        )
+        names = {path.rsplit("/", 1)[-1] for path, size in put_off.items() if size}
+        assert names == {"q", "k", "v", "out", "router", "gate", "up", "down"}
+        assert all(size <= backward[path] for path, size in put_off.items())
+
+
+def test_a_large_product_takes_a_third_of_its_time_in_each_direction() -> None:
+    """Equally many FLOPs (Qi 2023, 2401.10241, table 1); gradients are added up in fp32."""
+    wide = gpt("wide", d_model=16384, n_layers=2, n_heads=128, vocab_size=64, max_seq_len=4096)
+    steps = Steps.of(a_setting(Layout(micro_batch=2), wide))
+    work, part = steps.work, steps.layers("none").kinds["layer"]
+    for path in ("feed_forward/up", "feed_forward/down"):
+        forward, backward, put_off = (
+            float(tree.find(path).value)
+            for tree in (work.forward(part, ""), work.backward(part, ""),
+                         work.weight_gradients(part, ""))
+        )  # fmt: skip
+        assert put_off == pytest.approx(forward, rel=0.15)
+        assert backward - put_off == pytest.approx(forward, rel=0.15)
+
+
 def test_what_is_hidden_is_the_shorter_of_two() -> None:
     assert shown(number(10), number(4), number(0)).value == 0
     assert shown(number(3), number(4), number(0)).value == 1
@@ -154,6 +209,62 @@ def test_a_bubble_is_idle_time_over_ideal_time() -> None:
     tree = step_time(a_setting(Layout(pp=4), tall, global_batch=32))
     work = float(tree.find("layers").value)
     assert float(tree.find("bubble").value) / work == pytest.approx(3 / 32, rel=0.01)
+
+
+#: Ends that take next to no time, and layers that are not fewer on any rank.
+TALL = gpt("tall", d_model=1024, n_layers=64, n_heads=16, vocab_size=64, max_seq_len=2048)
+
+
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+@pytest.mark.parametrize("pp", [2, 4, 8])
+@pytest.mark.parametrize("rounds", [2, 5])
+def test_the_formula_is_the_simulation_where_stages_are_equal(
+    schedule: ScheduleName, pp: int, rounds: int
+) -> None:
+    layout = Layout(pp=pp, schedule=schedule, zero=1)
+    setting = a_setting(layout, TALL, global_batch=rounds * pp, recompute="full")
+    ends = float(step_time(setting).find("ends").value)
+    simulated = seconds_simulated([setting])[0]
+    assert ends < 0.01 * simulated
+    # Ends make two ranks longer, and 1F1B's formula counts every send as waited for.
+    assert abs(seconds(setting) - simulated) <= ends + 0.002 * simulated
+
+
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+def test_a_schedule_shortens_the_bubble_and_leaves_the_work(schedule: ScheduleName) -> None:
+    plain, other = (
+        step_time(a_setting(Layout(pp=4, schedule=name), TALL)) for name in ("1f1b", schedule)
+    )
+    assert other.find("layers").value == plain.find("layers").value
+    if schedule.startswith(("zb", "dual")):
+        assert 0 < other.find("bubble").value < plain.find("bubble").value
+    else:
+        assert other.find("bubble").value == pytest.approx(plain.find("bubble").value, rel=1e-12)
+
+
+def test_zero_bubble_saves_what_its_weights_gradients_take() -> None:
+    """ZB-H1 idles (p - 1)(F + B - 2 W), B being the whole backward (Qi 2023, section 2.3)."""
+    setting = a_setting(Layout(pp=4), TALL)
+    zero_bubble = replace(setting, layout=Layout(pp=4, schedule="zb-h1"))
+    per_stage, layer = 64 // 4, step_pieces(setting).layers["layer"]
+    saved = 2 * 3 * per_stage * float(layer.weights.value)
+    plain, other = (step_time(s).find("bubble") for s in (setting, zero_bubble))
+    assert float(plain.value) - float(other.value) == pytest.approx(saved, rel=0.01)
+
+
+def test_dualpipe_hides_most_of_the_experts_exchange_and_holds_two_copies_to_reduce() -> None:
+    layout = Layout(pp=4, dp=8, ep=8)
+    plain, other = (
+        step_time(a_setting(replace(layout, schedule=name), MIXED, global_batch=256))
+        for name in ("1f1b", "dualpipe")
+    )
+    assert other.find("experts").value < 0.5 * plain.find("experts").value
+    assert other.find("data").value > 1.5 * plain.find("data").value
+    assert other.find("optimizer").value == pytest.approx(
+        2 * plain.find("optimizer").value, rel=0.2
+    )
+    shares = [s for s in other.total.symbols() if s == "share_hidden_together"]
+    assert shares, "what is hidden is uncertain, and its range is in the step's"
 
 
 @pytest.mark.parametrize("zero", [1, 3])
@@ -186,6 +297,13 @@ def test_compiled_over_layouts_it_equals_the_exact_value(zero: int) -> None:
     own = [seconds(job) for job in jobs]
     same = [i for i, x in enumerate(found) if x.n_accelerators == found[-1].n_accelerators]
     np.testing.assert_allclose([expected[i] for i in same], [own[i] for i in same], rtol=1e-12)
+
+
+def test_stacks_name_schedules_that_layouts_have() -> None:
+    known = {name: find_stack(name).schedules for name in stack_names()}
+    assert all(schedules and set(schedules) <= set(SCHEDULES) for schedules in known.values())
+    assert set(known["unknown"]) == set(SCHEDULES)
+    assert known["deepspeed-bloom"] == known["nemo-26.08"] == ("1f1b",)
 
 
 def test_unknown_software_is_an_error_with_near_names() -> None:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from isoflop.cli.options import Real
 from isoflop.errors import InputError, Problem
+from isoflop.plan.schedule import ScheduleName
 from isoflop.plan.training.ask import TrainAsk
 from isoflop.quantity.units import format_count, format_seconds
 from isoflop.report.text import table, tree
@@ -28,7 +29,8 @@ class Hunt:
     Parameters
     ----------
     search
-        Search all legal layouts, recomputation too; --tp and the other sizes hold what they fix.
+        Search all legal layouts, recomputation too, and the schedules that --stack can run; --tp
+        and the other options of a layout hold what they fix.
     minimize
         time, money, energy or accelerators; time when not given.
     max_days
@@ -56,12 +58,19 @@ class Hunt:
         if bad and not self.search:
             raise InputError("plan train", bad)
 
-    def found(self, ask: TrainAsk, fixed: dict[str, int | str], *, recompute_too: bool) -> Found:
+    def found(
+        self,
+        ask: TrainAsk,
+        fixed: dict[str, int | str],
+        schedule: ScheduleName | None,
+        *,
+        recompute_too: bool,
+    ) -> Found:
         from isoflop.plan.search import Limits, search
 
         limits = Limits(self.max_days, self.max_dollars, self.max_mw, self.memory_margin or 0.0)
         return search(ask, fixed=fixed, recompute_too=recompute_too,
-                      minimize=self.minimize or "time", limits=limits)  # fmt: skip
+                      schedules=schedule and (schedule,), minimize=self.minimize or "time", limits=limits)  # fmt: skip
 
 
 NO_HUNT = Hunt()

@@ -21,6 +21,7 @@ from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.hardware import Cluster, parse_cluster
 from isoflop.hardware.fitted import OwnSteps
 from isoflop.plan import Layout, TrainPlan
+from isoflop.plan.schedule import ScheduleName
 from isoflop.plan.training.ask import TrainAsk
 from isoflop.plan.training.plan import planned
 from isoflop.plan.training.quoted import Figure, Quoted, machines
@@ -66,6 +67,9 @@ class Split:
         What waits in the host's memory: none, optimizer, activations or optimizer+activations.
     virtual
         Chunks of layers on each pipeline stage (interleaving).
+    schedule
+        The order in which stages work: 1f1b, gpipe, zb-h1 or zb-h2 (weights' gradients put off),
+        dualpipe or dualpipev (work enters at both ends).
     sequence_parallel
         Split what lies between tensor-parallel matrices over the sequence.
     """
@@ -80,11 +84,13 @@ class Split:
     shard: Count | None = None
     offload: Offload | None = None
     virtual: Count | None = None
+    schedule: ScheduleName | None = None
     sequence_parallel: bool = True
 
     def said(self, micro_batch: int | None) -> dict[str, int | str]:
         """What a search must keep."""
         given = {**asdict(self), "micro_batch": micro_batch}
+        del given["schedule"]
         if self.sequence_parallel:
             del given["sequence_parallel"]
         kept = {name: size for name, size in given.items() if size is not None}
@@ -206,7 +212,8 @@ def plan_train_command(
                    may_recompute=recompute is None,
                    chosen=_chosen(seq_len, global_batch, length, batch))  # fmt: skip
     if hunt.search:
-        found = hunt.found(ask, split.said(micro_batch), recompute_too=recompute is None)
+        fixed = split.said(micro_batch)
+        found = hunt.found(ask, fixed, split.schedule, recompute_too=recompute is None)
         return _tell(found.best, found, written, as_json=as_json)
     ask = replace(ask, layout=split.layout(cluster, each))
     try:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from isoflop.arch.spec import Arch
 from isoflop.count.blocks import Part, Weight, beside, describe
-from isoflop.count.made import Made
 from isoflop.count.memory_saved import (
     FLASH,
     Keeping,
@@ -122,40 +121,43 @@ def memory_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 
     >>> sum(rank.find(n).value for n in ("bytes_weights", "bytes_grads", "bytes_optimizer")) * 64
     1991036928
     """
-    _check_stage(job.arch, shards, stage)
-    root = describe(job.arch, job.work)
-    parts = list(stage_parts(job.arch, root, shards.pp, stage, shards.virtual))
-    flight, embedded = shards.in_flight(stage, n_micro), shards.embedded(n_micro)
-    return memory_held(job, shards, parts, flight, embedded)
+    parts, kept = _parts_kept(job, shards, n_micro, stage)
+    active = activations_held(job, shards, parts, kept)
+    return branch("bytes_per_rank", "bytes", [*state_held(job, shards, parts), active])
 
 
-def memory_held(
-    job: Trained,
-    shards: Shards,
-    parts: list[tuple[Part, Expr]],
-    flight: Expr,
-    embedded: Expr,
-    made: Made | None = None,
-) -> Node:
-    """Bytes of a rank that holds `parts`, with `flight` micro-batches of its layers.
+def state_held(job: Trained, shards: Shards, parts: list[tuple[Part, Expr]]) -> list[Node]:
+    """Weights, gradients and the optimizer's state of a rank that holds `parts`.
 
-    `embedded` micro-batches wait for the embedding's backward, where it is among the parts. `made`
-    keeps pieces for ways that differ in ZeRO, recomputation and offloading alone.
+    And what is whole for a while: gathered weights, gathered keys and values.
     """
-    made = made or Made()
-    zero, away = shards.zero, shards.offload
-    pieces = [
-        _stored(job, shards, parts, "bytes_weights", zero >= 3, made),
-        _stored(job, shards, parts, "bytes_grads", zero >= 2, made),
-        *([] if "optimizer" in away else [_optimizer(job, shards, parts, made)]),
-        *made.once(("gathered", zero >= 3), lambda: _gathered(job, shards, parts)),
-        *made.once("keys", lambda: _keys_whole(job, shards, parts)),
-        made.once(
-            ("activations", job.recompute, "activations" in away),
-            lambda: _activations(job, shards, parts, flight, embedded),
-        ),
+    zero = shards.zero
+    return [
+        _stored(job, shards, parts, "bytes_weights", zero >= 3),
+        _stored(job, shards, parts, "bytes_grads", zero >= 2),
+        *([] if "optimizer" in shards.offload else [_optimizer(job, shards, parts)]),
+        *_gathered(job, shards, parts),
+        *_keys_whole(job, shards, parts),
     ]
-    return branch("bytes_per_rank", "bytes", pieces)
+
+
+def host_held(
+    job: Trained, shards: Shards, parts: list[tuple[Part, Expr]], kept: Mapping[str, Expr]
+) -> Node:
+    """Bytes that a rank of `parts` keeps in its host's memory.
+
+    Beside the optimizer's state the gradients that it reads, split as it is; of activations, what
+    is not on the accelerator. `kept` is that of `activations_held`.
+    """
+    away = []
+    if "optimizer" in shards.offload:
+        away.append(_optimizer(job, shards, parts))
+        away.append(_stored(job, shards, parts, "bytes_grads", shards.zero >= 1))
+    if "activations" in shards.offload:
+        layers = [leaf for _, leaf in _layers(job, shards, parts, kept)]
+        size = total(layer.total for layer in layers) - _resident(layers)
+        away.append(_leaf("bytes_activations", size, 1))
+    return branch("bytes_host_per_rank", "bytes", away)
 
 
 def host_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 0) -> Node:
@@ -168,42 +170,28 @@ def host_rank(job: Trained, shards: Shards, *, n_micro: int = 1, stage: int = 0)
     >>> host_rank(job, Shards(offload="optimizer")).value // 124_439_808
     14
     """
-    _check_stage(job.arch, shards, stage)
+    parts, kept = _parts_kept(job, shards, n_micro, stage)
+    return host_held(job, shards, parts, kept)
+
+
+def _parts_kept(
+    job: Trained, shards: Shards, n_micro: int, stage: int
+) -> tuple[list[tuple[Part, Expr]], dict[str, Expr]]:
+    """The parts of a stage of 1F1B with their copies, and how many are kept of each."""
+    check_stage(job.arch, shards, stage)
     root = describe(job.arch, job.work)
     parts = list(stage_parts(job.arch, root, shards.pp, stage, shards.virtual))
-    return host_held(job, shards, parts, shards.in_flight(stage, n_micro))
+    flight = shards.in_flight(stage, n_micro)
+    kept = {part.name: flight * copies for part, copies in parts if part.is_layer}
+    return parts, {**kept, "embedding": shards.embedded(n_micro)}
 
 
-def host_held(
-    job: Trained,
-    shards: Shards,
-    parts: list[tuple[Part, Expr]],
-    flight: Expr,
-    made: Made | None = None,
-) -> Node:
-    """Bytes that a rank of `parts` keeps in its host's memory.
-
-    Beside the optimizer's state the gradients that it reads, split as it is; of activations, what
-    is not on the accelerator.
-    """
-    kept, made = [], made or Made()
-    if "optimizer" in shards.offload:
-        kept.append(_optimizer(job, shards, parts, made))
-        kept.append(_stored(job, shards, parts, "bytes_grads", shards.zero >= 1, made))
-    if "activations" in shards.offload:
-        layers = [leaf for _, leaf in _layers(job, shards, parts, flight)]
-        away = total(layer.total for layer in layers) - _resident(layers)
-        kept.append(_leaf("bytes_activations", away, 1))
-    return branch("bytes_host_per_rank", "bytes", kept)
+def _optimizer(job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]]) -> Node:
+    return _stored(job, shards, parts, "bytes_optimizer", shards.zero >= 1)
 
 
-def _optimizer(
-    job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]], made: Made
-) -> Node:
-    return _stored(job, shards, parts, "bytes_optimizer", shards.zero >= 1, made)
-
-
-def _check_stage(arch: Arch, shards: Shards, stage: int) -> None:
+def check_stage(arch: Arch, shards: Shards, stage: int) -> None:
+    """Raise InputError where a model has no such stage under these shards."""
     bad = pipeline_rules(arch.n_layers, shards.pp, shards.virtual)
     if not 0 <= stage < shards.pp:
         bad.append(Problem("stage", stage, f"lies between 0 and pp - 1 = {shards.pp - 1}"))
@@ -219,15 +207,8 @@ def _stored(
     parts: Iterable[tuple[Part, Expr]],
     name: str,
     zero: bool,
-    made: Made,
 ) -> Node:
     """One piece of the state by part; `zero` splits it over the ranks that share the weight."""
-    return made.once((name, zero), lambda: _piece(job, shards, parts, name, zero))
-
-
-def _piece(
-    job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]], name: str, zero: bool
-) -> Node:
     each: Callable[[Held], Expr] = getattr(job.state, name)
     among = shards.among if zero else number(1)
     experts = among / Symbol("ep", shards.ep) if zero and shards.ep > 1 else among
@@ -302,23 +283,27 @@ def _whole_unit(job: Trained, shards: Shards, kind: str, unit: Part) -> Expr:
     return held_by(unit, split, measure)
 
 
-def _activations(
+def activations_held(
     job: Trained,
     shards: Shards,
     parts: list[tuple[Part, Expr]],
-    flight: Expr,
-    embedded: Expr,
+    kept: Mapping[str, Expr],
 ) -> Node:
-    """What forward leaves for backward, in as many micro-batches as are in flight."""
+    """What forward leaves for backward; `kept` says how often a part's activations are held.
+
+    That is micro-batches in flight times layers of a kind, and micro-batches whose embedding
+    waits for backward; parts that are not in `kept` hold those of one.
+    """
     children = []
     layers: list[tuple[Part, Keeping]] = []
-    of_layers = {part.name: leaf for part, leaf in _layers(job, shards, parts, flight)}
+    of_layers = {part.name: leaf for part, leaf in _layers(job, shards, parts, kept)}
     for part, _ in parts:
         if not keeps(part):
             continue
         keeping = keeping_of(job, shards, part)
-        once = embedded if part.name == "embedding" else number(1)
-        own = of_layers.get(part.name) or _leaf(part.name, keeping.tree(part).size, once)
+        own = of_layers.get(part.name) or _leaf(
+            part.name, keeping.tree(part).size, kept.get(part.name, 1)
+        )
         if part.name not in of_layers or "activations" not in shards.offload:
             children.append(own)
         if any(layers_in([part])):
@@ -340,13 +325,13 @@ def keeping_of(job: Trained, shards: Shards, part: Part) -> Keeping:
 
 
 def _layers(
-    job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]], flight: Expr
+    job: Trained, shards: Shards, parts: Iterable[tuple[Part, Expr]], kept: Mapping[str, Expr]
 ) -> Iterator[tuple[Part, Node]]:
     """What the layers of each kind keep, of all micro-batches in flight."""
-    for part, copies in parts:
+    for part, _ in parts:
         if part.is_layer and keeps(part):
             size = keeping_of(job, shards, part).tree(part).size
-            yield part, _leaf(part.name, size, flight * copies)
+            yield part, _leaf(part.name, size, kept[part.name])
 
 
 def _resident(layers: list[Node]) -> Expr:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from isoflop.errors import Problem
+from isoflop.quantity import Expr, ceil_div
 
 
 def layers_of_stage(n_layers: int, pp: int, stage: int, virtual: int = 1) -> tuple[int, ...]:
@@ -36,6 +37,42 @@ def _starts(n_layers: int, n_chunks: int) -> tuple[int, ...]:
     for chunk in range(n_chunks):
         starts.append(starts[-1] + most - (chunk in shorter))
     return tuple(starts)
+
+
+def layers_fullest(n_layers: int, pp: Expr) -> Expr:
+    """Layers of the stage that has most by `layers_of_stage`, however many chunks it has."""
+    return ceil_div(n_layers, pp)
+
+
+def layers_fullest_pair(n_layers: int, n_stages: Expr) -> Expr:
+    """Layers of the fullest pair of stages, one as far from the first as the other from the last.
+
+    >>> from isoflop.quantity import number
+    >>> [layers_fullest_pair(n, number(4)).value for n in (8, 9, 10, 11)]
+    [4, 5, 6, 6]
+    """
+    return ceil_div(n_layers, n_stages) + ceil_div(n_layers - 1, n_stages)
+
+
+def layers_of_ends(n_layers: int, pp: Expr, virtual: Expr) -> tuple[Expr, Expr]:
+    """Layers of the first stage and of the last by `layers_of_stage`.
+
+    >>> from isoflop.quantity import number
+    >>> [end.value for end in layers_of_ends(126, number(16), number(1))]
+    [7, 7]
+    """
+    chunks = pp * virtual
+    most = ceil_div(n_layers, chunks)
+    shorter = most * chunks - n_layers
+    behind = ceil_div(shorter, 2)
+    before = shorter - behind
+    first = most * virtual - ceil_div(before, pp) - _whole(behind, pp)
+    return first, most * virtual - ceil_div(behind, pp) - _whole(before, pp)
+
+
+def _whole(size: Expr, ways: Expr) -> Expr:
+    """size / ways rounded down, both whole."""
+    return ceil_div(size - ways + 1, ways)
 
 
 def pipeline_rules(n_layers: int, pp: int, virtual: int) -> list[Problem]:

@@ -26,6 +26,7 @@ class Stack:
     """A trainer's software, by name and release.
 
     Attributes:
+        schedules: the orders in which its pipelines can work, by a layout's names of them.
         attention: the kernel of scores and weighted values.
         dropout: whether probabilities and outputs of blocks are dropped out in training.
         overlaps_tensor: tensor-parallel collectives run beside matrix products.
@@ -55,6 +56,7 @@ class Stack:
     """
 
     name: str
+    schedules: tuple[str, ...]
     attention: Kernel
     dropout: bool
     overlaps_tensor: bool
@@ -133,6 +135,7 @@ def _stack(name: str, row: Mapping[str, Any], beliefs: Beliefs) -> Stack:
 
     return Stack(
         name=name,
+        schedules=tuple(row["schedules"]),
         attention=row["attention"],
         dropout=row["dropout"],
         overlaps_tensor=row["overlaps_tensor"],

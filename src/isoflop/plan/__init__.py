@@ -8,7 +8,8 @@ economics.py turns hours into energy, carbon and money; assumed.py lists every d
 range; emit/ writes plans for trainers and diff.py compares two.
 """
 
-from isoflop.plan.layout import Layout, Refusal, broken_rules, legal_layouts
+from isoflop.plan.layout import Layout, broken_rules, legal_layouts
+from isoflop.plan.memory.refusal import Refusal
 from isoflop.plan.serving.plan import ServePlan, plan_serve
 from isoflop.plan.training.plan import TrainPlan, plan_train, what_if
 

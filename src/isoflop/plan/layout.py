@@ -8,13 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 from itertools import product
 from typing import Any, Literal
 
 from isoflop.arch import Arch, Attention, Dense, Experts
 from isoflop.count.blocks import beside
-from isoflop.count.memory_saved import Recompute
 from isoflop.count.memory_split import (
     CONTEXTS_BY,
     OFFLOADS,
@@ -25,7 +23,14 @@ from isoflop.count.memory_split import (
 from isoflop.count.stages import pipeline_rules
 from isoflop.errors import Problem
 from isoflop.hardware import Cluster
-from isoflop.quantity.units import format_bytes
+from isoflop.plan.schedule.kinds import (
+    PUT_OFF,
+    SCHEDULES,
+    Interleaved,
+    Schedule,
+    ScheduleName,
+    schedule_rules,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,8 @@ class Layout:
     micro_batch: sequences that one copy works on at once. shard: ranks of dp x cp that ZeRO
     splits one copy over, the rest being replicas (MiCS, Zhang 2022, 2205.00119, section 3.2;
     PyTorch's HYBRID_SHARD); None: all of them. offload: what waits in the host's memory.
-    cp_by: how context-parallel ranks meet each other's tokens.
+    cp_by: how context-parallel ranks meet each other's tokens. schedule: the order in which
+    stages work (plan/schedule); `1f1b` with several chunks is interleaved.
     """
 
     tp: int = 1
@@ -56,6 +62,18 @@ class Layout:
     shard: int | None = None
     offload: Offload = "none"
     cp_by: ContextBy = "ring"
+    schedule: ScheduleName = "1f1b"
+
+    @property
+    def pipeline(self) -> Schedule:
+        """The schedule as a value.
+
+        >>> Layout(pp=4, virtual=2).pipeline, Layout(pp=4, schedule="zb-h1").pipeline
+        (Interleaved(virtual=2), ZeroBubble(ahead=1))
+        """
+        if self.schedule == "1f1b" and self.virtual > 1:
+            return Interleaved(self.virtual)
+        return SCHEDULES[self.schedule]
 
     @property
     def n_accelerators(self) -> int:
@@ -65,19 +83,13 @@ class Layout:
         """Micro-batches that each pipeline runs per step."""
         return global_batch // (self.dp * self.micro_batch)
 
-    def bubble(self, global_batch: int) -> Fraction:
-        """Idle time of a 1F1B pipeline over its ideal time (Narayanan 2021, 2104.04473, 2.2).
-
-        >>> Layout(tp=8, pp=12, dp=4).bubble(global_batch=1536)
-        Fraction(11, 384)
-        """
-        return Fraction(self.pp - 1, self.n_micro_batches(global_batch) * self.virtual)
-
     def __str__(self) -> str:
         """The sizes, leaving out what is as it is by default.
 
         >>> print(Layout(tp=8, pp=2, dp=4, cp=2))
         tp=8 pp=2 dp=4 zero=0 cp=2
+        >>> print(Layout(pp=4, schedule="zb-h1"))
+        tp=1 pp=4 dp=1 zero=0 schedule=zb-h1
         """
         text = f"tp={self.tp} pp={self.pp} dp={self.dp} zero={self.zero}"
         rest = ("cp", "ep", "virtual", "micro_batch")
@@ -87,52 +99,11 @@ class Layout:
         text += "" if self.shard is None else f" shard={self.shard}"
         text += "" if self.cp_by == "ring" else f" cp_by={self.cp_by}"
         text += "" if self.offload == "none" else f" offload={self.offload}"
+        text += "" if self.schedule == "1f1b" else f" schedule={self.schedule}"
         return text if self.sequence_parallel else f"{text} without sequence parallelism"
 
     def to_json(self) -> dict[str, int | bool | str | None]:
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A legal layout that does not fit, by how much, and its largest part.
-
-    `recompute` is what it would have made again; `of` says whose memory is too small: that of
-    an accelerator, or of its host.
-    """
-
-    layout: Layout
-    bytes_needed: int
-    bytes_available: int
-    largest: str
-    largest_share: float
-    recompute: Recompute = "none"
-    of: Literal["accelerator", "host"] = "accelerator"
-
-    @property
-    def bytes_over(self) -> int:
-        return self.bytes_needed - self.bytes_available
-
-    def __str__(self) -> str:
-        again = "" if self.recompute == "none" else f" recompute={self.recompute}"
-        return (
-            f"{self.layout}{again}: {format_bytes(self.bytes_needed)} > "
-            f"{format_bytes(self.bytes_available)}{' of a host' if self.of == 'host' else ''}, "
-            f"largest part {self.largest} "
-            f"{self.largest_share:.0%}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "layout": self.layout.to_json(),
-            "recompute": self.recompute,
-            "bytes_needed": self.bytes_needed,
-            "bytes_available": self.bytes_available,
-            "largest": self.largest,
-            "largest_share": self.largest_share,
-            "of": self.of,
-            "text": str(self),
-        }
 
 
 def broken_rules(
@@ -157,6 +128,7 @@ def broken_rules(
     return [
         *tensor_rules(layout.tp, arch),
         *pipeline_rules(arch.n_layers, layout.pp, layout.virtual),
+        *_rules_of_schedule(layout, arch, global_batch),
         *_expert_rules(layout, arch),
         *_shard_rules(layout),
         *_offload_rules(layout, cluster),
@@ -264,6 +236,28 @@ def _tower_rules(layout: Layout, arch: Arch) -> list[Problem]:
     rule = f"is 1 for a model with {' and '.join(towers)}"
     hint = "data parallelism and ZeRO split it"
     return [Problem(n, size, rule, hint) for n, size in cut.items() if towers and size > 1]
+
+
+def offloads_under(offload: Offload, schedule: ScheduleName) -> bool:
+    """Whether a schedule leaves it open to keep this on the host."""
+    return "activations" not in offload or schedule not in PUT_OFF
+
+
+def _rules_of_schedule(layout: Layout, arch: Arch, global_batch: int) -> list[Problem]:
+    """What the schedule asks: of a layout, of the model, of the micro-batches of a step."""
+    name, n_micro = layout.schedule, layout.n_micro_batches(global_batch)
+    if name not in SCHEDULES:
+        return [Problem("schedule", name, f"is one of {', '.join(SCHEDULES)}")]
+    if name == "1f1b":
+        return []
+    rules = [
+        ("schedule", name, "is 1f1b where pp is 1: nothing is scheduled", layout.pp > 1),
+        ("virtual", layout.virtual, f"is 1 under {name}: 1f1b alone interleaves", layout.virtual == 1),
+        ("offload", layout.offload, f"leaves activations where they are under {name}: weights' gradients, "
+         "put off, read them", offloads_under(layout.offload, name)),
+    ]  # fmt: skip
+    broken = [Problem(field, value, rule) for field, value, rule, holds in rules if not holds]
+    return broken or schedule_rules(name, arch.n_layers, layout.pp, n_micro)
 
 
 def _rules_of_place(layout: Layout, cluster: Cluster) -> list[Problem]:

@@ -30,6 +30,7 @@ class Layout(Out):
     shard: int | None
     offload: str
     cp_by: str
+    schedule: str
 
 
 class Refusal(Out):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from isoflop.count.stages import layers_of_stage
 from isoflop.errors import InputError, Problem
 from isoflop.plan.layout import Layout
+from isoflop.plan.schedule import n_stages
 from isoflop.plan.training.learning_rate import suggested
 from isoflop.plan.training.plan import TrainPlan
 
@@ -24,7 +25,7 @@ def n_steps(plan: TrainPlan) -> int:
 def layers_by_chunk(plan: TrainPlan) -> list[int]:
     """Layers of each chunk of the pipeline, in the order of the model."""
     n, layout = plan.ask.work.arch.n_layers, plan.layout
-    total = layout.pp * layout.virtual
+    total = n_stages(layout.pipeline, layout.pp)
     return [len(layers_of_stage(n, total, chunk)) for chunk in range(total)]
 
 

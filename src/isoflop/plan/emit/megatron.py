@@ -144,6 +144,8 @@ def _unsaid_megatron(plan: TrainPlan) -> list[Problem]:
         ("precision", plan.ask.precision, "has a flag: " + ", ".join(_MEGATRON_PRECISION),
          plan.ask.precision in _MEGATRON_PRECISION),
         ("zero", layout.zero, "is 0 or 1 where pp is above 1", layout.zero < 2 or layout.pp == 1),
+        ("schedule", layout.schedule, "is 1f1b: Megatron-Core runs no other",
+         layout.schedule == "1f1b"),
         ("recompute", again, "is none or full where attention keeps no scores: Megatron's selective "
          "drops scores, the plan's the outputs of activation functions",
          again != "selective" or _keeps_scores(plan)),

@@ -16,6 +16,7 @@ from isoflop.plan.emit.asked import (
     shards_contexts,
 )
 from isoflop.plan.emit.flavours import EIGHT_BITS, FLAVOURS, Flavour, flavours_of
+from isoflop.plan.schedule import DualPipeV, GPipe, Interleaved, OneFOneB, Schedule
 from isoflop.plan.training.plan import TrainPlan
 
 #: An option by its section and name; None where it is a switch.
@@ -72,7 +73,7 @@ def _titan_pipeline(plan: TrainPlan) -> Options:
     """Schedule and split; the ends may count as a layer each."""
     chunks, layout = layers_by_chunk(plan), plan.layout
     return {
-        "--parallelism.pipeline_parallel_schedule": "Interleaved1F1B" if layout.virtual > 1 else "1F1B",
+        "--parallelism.pipeline_parallel_schedule": _TITAN_SCHEDULE[type(layout.pipeline)],
         "--parallelism.pipeline_parallel_microbatch_size": layout.micro_batch,
         "--parallelism.pipeline_parallel_layers_per_stage": max(chunks),
         "--parallelism.pipeline_parallel_first_stage_less_layers": max(chunks) - chunks[0],
@@ -80,6 +81,14 @@ def _titan_pipeline(plan: TrainPlan) -> Options:
     }  # fmt: skip
 
 
+#: Those of torch/distributed/pipelining/schedules.py. Its zero-bubble schedules take two stages
+#: or more on each rank (ZBVZeroBubble two, in a V), which ZB-H1 and ZB-H2 do not.
+_TITAN_SCHEDULE: Mapping[type[Schedule], str] = {
+    OneFOneB: "1F1B",
+    Interleaved: "Interleaved1F1B",
+    GPipe: "GPipe",
+    DualPipeV: "DualPipeV",
+}
 _TITAN_PRECISION: Mapping[str, str] = {
     "fp32": "float32",
     "bf16": "bfloat16",
@@ -131,6 +140,8 @@ def _unsaid_torchtitan(plan: TrainPlan) -> list[Problem]:
          layout.offload == "none"),
         ("recompute", ask.work.recompute, "is none or full: its selective is another policy",
          ask.work.recompute != "selective"),
+        ("schedule", layout.schedule, "is 1f1b, gpipe or dualpipev: PyTorch has no other of ours",
+         type(layout.pipeline) in _TITAN_SCHEDULE),
         ("pp", layout.pp, "gives all chunks but the two ends equally many layers",
          len(set(chunks[1:-1])) < 2 and (len(chunks) < 3 or max(chunks) == chunks[1])),
     ]  # fmt: skip

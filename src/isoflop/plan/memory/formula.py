@@ -1,61 +1,71 @@
-"""Bytes of a pipeline stage as formulas over the sizes of a layout: one for each kind of stage."""
+"""Bytes of a pipeline's rank as formulas over the sizes of a layout: one for each kind of rank."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from isoflop.arch import Arch
-from isoflop.count.blocks import Part
-from isoflop.count.made import Made
-from isoflop.count.stages import layers_of_stage
-from isoflop.plan.layout import Layout
-from isoflop.plan.memory.place import stages_unlike
-from isoflop.plan.memory.shard import Trained, memory_training_held
-from isoflop.plan.step.sizes import SIZES
-from isoflop.quantity import Node
-
-#: What a stage holds somewhere: on its accelerator or on its host.
-Held: TypeAlias = Callable[..., Node]
+from isoflop.plan.memory.flight import Share
 
 
 class Content(NamedTuple):
-    """What a stage holds, but for how many layers of each kind."""
+    """What a rank holds, but for how many layers of each kind."""
 
     first: bool
     last: bool
     kinds: tuple[str, ...]
+    mirrored: tuple[str, ...]
+
+    @classmethod
+    def of(cls, share: Share) -> Content:
+        return cls(
+            share.first, share.last, tuple(sorted(share.layers)), tuple(sorted(share.mirrored))
+        )
 
     @property
-    def over(self) -> tuple[str, ...]:
-        """The names of what its formula depends on."""
-        return (*SIZES, "stage", *(f"n_{kind}_stage" for kind in self.kinds))
+    def share(self) -> Share:
+        """Of one layer of each kind; how many there are is put in later."""
+        own, mirrored = (dict.fromkeys(kinds, 1) for kinds in (self.kinds, self.mirrored))
+        return Share(own, mirrored, self.first, self.last)
 
-    def formula(
-        self,
-        job: Trained,
-        root: Part,
-        layout: Layout,
-        held: Held = memory_training_held,
-        made: Made | None = None,
-    ) -> Node:
-        """Its bytes under every layout with the structure of this one; `root` is described."""
-        kinds = dict.fromkeys(self.kinds, 1)
-        return held(job, root, layout, kinds, first=self.first, last=self.last, made=made)
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """The names of how many layers of each kind there are."""
+        own = [f"n_{kind}_stage" for kind in self.kinds]
+        return (*own, *(f"n_{kind}_mirror" for kind in self.mirrored))
+
+    def counted(self, share: Share) -> dict[str, int]:
+        """How many there are in a rank of this content, by `counts`."""
+        own = [share.layers[kind] for kind in self.kinds]
+        mirrored = [share.mirrored[kind] for kind in self.mirrored]
+        return dict(zip(self.counts, [*own, *mirrored], strict=True))
 
 
-def stages_by_content(
-    arch: Arch, pp: int, virtual: int
-) -> Iterator[tuple[int, Content, Counter[str]]]:
-    """The stages that may hold most: index, content, and layers of each kind.
+class Stages(NamedTuple):
+    """Ranks of equal content, one for each shape of pipeline: its index and its layers."""
 
-    >>> from isoflop.arch import gpt
-    >>> odd = gpt("odd", d_model=96, n_layers=14, n_heads=6, vocab_size=64, max_seq_len=8)
-    >>> [(stage, layers["layer"]) for stage, _, layers in stages_by_content(odd, 4, 1)]
-    [(0, 3), (1, 4), (3, 3)]
+    content: Content
+    stage: dict[int, int]
+    shares: dict[int, Share]
+
+
+def stages_by_content(shapes: Sequence[Mapping[int, Share]]) -> Iterable[Stages]:
+    """The ranks of every shape that may hold most, those of equal content together.
+
+    A shape with two ranks of one content (of eight and of seven layers) comes twice.
+
+    >>> one = {0: Share({"layer": 3}, {}, True, False), 1: Share({"layer": 4}, {}, False, False)}
+    >>> [(found.content.first, found.stage) for found in stages_by_content([one, one])]
+    [(True, {0: 0, 1: 0}), (False, {0: 1, 1: 1})]
     """
-    for stage in stages_unlike(arch, Layout(pp=pp, virtual=virtual)):
-        own = layers_of_stage(arch.n_layers, pp, stage, virtual)
-        kinds = Counter(arch.layers[i].name for i in own)
-        yield stage, Content(stage == 0, stage == pp - 1, tuple(sorted(kinds))), kinds
+    found: dict[tuple[Content, int], Stages] = {}
+    for shape, shares in enumerate(shapes):
+        met: Counter[Content] = Counter()
+        for rank, share in shares.items():
+            content = Content.of(share)
+            key = content, met[content]
+            met[content] += 1
+            one = found.setdefault(key, Stages(content, {}, {}))
+            one.stage[shape], one.shares[shape] = rank, share
+    return found.values()

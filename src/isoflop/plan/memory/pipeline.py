@@ -8,13 +8,9 @@ from typing import Any, NamedTuple
 
 from isoflop.count.blocks import beside
 from isoflop.errors import InputError
-from isoflop.plan.layout import Layout
 from isoflop.plan.memory.timeline import Moment, Timeline, memory_timeline
 from isoflop.plan.schedule import (
     Durations,
-    Interleaved,
-    OneFOneB,
-    Schedule,
     Simulation,
     orders,
     simulate,
@@ -102,6 +98,7 @@ def memory_of_pipeline(setting: Setting) -> PipelineMemory:
 
     >>> from isoflop.arch import gpt
     >>> from isoflop.hardware import parse_cluster
+    >>> from isoflop.plan.layout import Layout
     >>> small = gpt("small", d_model=64, n_layers=4, n_heads=4, vocab_size=99, max_seq_len=64)
     >>> setting = Setting(small, parse_cluster("2xa100-sxm-80gb"), Layout(pp=2), 64, 3)
     >>> rank, held = memory_of_pipeline(setting).peak
@@ -110,7 +107,7 @@ def memory_of_pipeline(setting: Setting) -> PipelineMemory:
     """
     if towers := beside(setting.arch, "is None: a pipeline is of a decoder's layers"):
         raise InputError("timeline", towers)
-    schedule, pp = _schedule(setting.layout), setting.layout.pp
+    schedule, pp = setting.layout.pipeline, setting.layout.pp
     step = simulate(
         orders(schedule, pp, setting.n_micro_batches),
         Durations.equal(n_stages(schedule, pp), 1, BACKWARD),
@@ -118,10 +115,6 @@ def memory_of_pipeline(setting: Setting) -> PipelineMemory:
     lines = [memory_timeline(setting, rank) for rank in range(pp)]
     available = setting.cluster.chip.bytes_memory.value
     return PipelineMemory(tuple(_placed(line, step) for line in lines), available)
-
-
-def _schedule(layout: Layout) -> Schedule:
-    return Interleaved(layout.virtual) if layout.virtual > 1 else OneFOneB()
 
 
 def _placed(line: Timeline, step: Simulation) -> tuple[Held, ...]:

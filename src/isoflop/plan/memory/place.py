@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import groupby
 from typing import Literal, TypeAlias
 
-from isoflop.arch import Arch
-from isoflop.count.memory_rank import host_rank
-from isoflop.count.stages import layers_of_stage
 from isoflop.errors import Infeasible, InputError
 from isoflop.hardware import Chip, Cluster
-from isoflop.plan.layout import Layout, Refusal, broken_rules, legal_layouts
-from isoflop.plan.memory.shard import Trained, memory_training_stage, shards_of
+from isoflop.plan.layout import Layout, broken_rules, legal_layouts
+from isoflop.plan.memory.flight import shares_unlike
+from isoflop.plan.memory.refusal import Refusal
+from isoflop.plan.memory.shard import Trained, host_training_stage, memory_training_stage
 from isoflop.quantity import Node, Symbol, branch
 from isoflop.quantity.units import format_bytes
 
@@ -73,8 +71,8 @@ def _group(layout: Layout, cluster: Cluster) -> tuple[int, ...]:
 def bytes_per_accelerator(job: Trained, layout: Layout, global_batch: int) -> Node:
     """Memory of the accelerator that holds most."""
     n_micro = layout.n_micro_batches(global_batch)
-    stages = stages_unlike(job.arch, layout)
-    trees = [memory_training_stage(job, layout, n_micro, stage) for stage in stages]
+    ranks = shares_unlike(job.arch, layout)
+    trees = [memory_training_stage(job, layout, n_micro, rank) for rank in ranks]
     return max(trees, key=lambda tree: tree.value)
 
 
@@ -85,31 +83,13 @@ def bytes_per_host(
     host = cluster.chip.host
     if layout.offload == "none" or host is None:
         return None
-    n_micro, shards = layout.n_micro_batches(global_batch), shards_of(layout)
-    trees = [
-        host_rank(job, shards, n_micro=n_micro, stage=stage)
-        for stage in stages_unlike(job.arch, layout)
-    ]
-    ranks = min(host.chips, layout.n_accelerators)
+    n_micro = layout.n_micro_batches(global_batch)
+    ranks = shares_unlike(job.arch, layout)
+    trees = [host_training_stage(job, layout, n_micro, rank) for rank in ranks]
+    sharing = min(host.chips, layout.n_accelerators)
     most = max(trees, key=lambda tree: tree.value)
     return branch("bytes_per_host", "bytes", most.children,
-                  times=Symbol("accelerators_per_host", ranks, meaning="that share a host's memory"))  # fmt: skip
-
-
-def stages_unlike(arch: Arch, layout: Layout) -> tuple[int, ...]:
-    """Stages that may hold most: of those with equal parts the first, which keeps most.
-
-    >>> from isoflop.arch import gpt
-    >>> odd = gpt("odd", d_model=96, n_layers=14, n_heads=6, vocab_size=64, max_seq_len=8)
-    >>> stages_unlike(odd, Layout(pp=4))
-    (0, 1, 3)
-    """
-    first: dict[object, int] = {}
-    for stage in range(layout.pp):
-        own = layers_of_stage(arch.n_layers, layout.pp, stage, layout.virtual)
-        kinds = frozenset(Counter(arch.layers[i].name for i in own).items())
-        first.setdefault((stage == 0, stage == layout.pp - 1, kinds), stage)
-    return tuple(first.values())
+                  times=Symbol("accelerators_per_host", sharing, meaning="that share a host's memory"))  # fmt: skip
 
 
 def weigh(

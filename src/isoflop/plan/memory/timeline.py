@@ -2,44 +2,49 @@
 
 Weights, gradients and the optimizer's state stand; activations come with each forward and go
 with each backward as the schedule orders them. The most that a timeline holds is what the
-memory tree says: for 1F1B that of `memory_training_stage`, for other schedules `memory_peak`.
+memory tree of `memory_training_stage` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TypeAlias
 
-from isoflop.count.blocks import Part, describe
+from isoflop.count.blocks import describe
 from isoflop.count.memory_rank import Trained, memory_rank, stage_parts
-from isoflop.count.memory_saved import layers_in
-from isoflop.count.memory_split import Shards, split_of, ways_of
+from isoflop.count.memory_split import Shards
 from isoflop.count.memory_stack import overhead, stack_of
-from isoflop.count.operators import Core, Matmul
 from isoflop.count.workload import Workload
 from isoflop.errors import InputError, Problem
-from isoflop.plan.memory.shard import bytes_boundary, shards_of
+from isoflop.plan.layout import Layout
+from isoflop.plan.memory.put_off import bytes_for_weights
+from isoflop.plan.memory.shard import bytes_boundary, memory_training_stage, shards_of
 from isoflop.plan.schedule import (
     Interleaved,
-    OneFOneB,
     Order,
     Schedule,
     Slot,
     held,
+    n_stages,
     orders,
+    stages_of,
     works,
 )
-from isoflop.plan.schedule.kinds import n_chunks, n_stages, stage_of
 from isoflop.plan.step.setting import Setting
 from isoflop.plan.training.work import STATES
-from isoflop.quantity import Basis, Expr, Node, branch, leaf
+from isoflop.quantity import Basis, Node, branch, leaf
 from isoflop.quantity.expr import Value
 from isoflop.quantity.units import format_bytes
 
-#: What is there for one unit at a time, and what stands throughout.
-IN_TURN = ("bytes_gathered", "bytes_keys_values")
-STANDING = ("bytes_weights", "bytes_grads", "bytes_optimizer", *IN_TURN)
+#: What stands throughout.
+STANDING = (
+    "bytes_weights",
+    "bytes_grads",
+    "bytes_optimizer",
+    "bytes_gathered",
+    "bytes_keys_values",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +89,8 @@ class Timeline:
         return branch("bytes_per_accelerator", "bytes", parts, source=f"at {self.peak.when}")
 
 
-def memory_timeline(setting: Setting, rank: int = 0, schedule: Schedule | None = None) -> Timeline:
+def memory_timeline(setting: Setting, rank: int = 0) -> Timeline:
     """What pipeline rank `rank` holds through a step of `setting`.
-
-    Without a `schedule` it is what the layout says: 1F1B, or interleaved with `virtual` chunks.
 
     Raises:
         InputError: the pipeline has no such rank, the schedule asks for other numbers of ranks
@@ -105,17 +108,16 @@ def memory_timeline(setting: Setting, rank: int = 0, schedule: Schedule | None =
     if not 0 <= rank < layout.pp:
         rule = f"lies between 0 and pp - 1 = {layout.pp - 1}"
         raise InputError("timeline", [Problem("rank", rank, rule)])
-    if schedule is None:
-        schedule = Interleaved(layout.virtual) if layout.virtual > 1 else OneFOneB()
+    schedule = layout.pipeline
     order = orders(schedule, layout.pp, setting.n_micro_batches)[rank]
-    stages = _stages(job, shards_of(layout), schedule, rank)
-    moments = _moments(job, shards_of(layout), setting.stack, schedule, order, stages)
-    return Timeline(rank, tuple(moments))
-
-
-def memory_peak(setting: Setting, rank: int = 0, schedule: Schedule | None = None) -> Node:
-    """What the rank holds at its peak, by part."""
-    return memory_timeline(setting, rank, schedule).tree()
+    own = _stages(job, shards_of(layout), schedule, rank)
+    levels, standing = _levels(own, order), _standing(setting, job, rank)
+    standing += _beside(job, layout, setting.stack, order, max(levels), standing)
+    moments = [
+        Moment(_label(slot, own), (*standing, ("bytes_activations", level)))
+        for slot, level in zip(order, levels, strict=True)
+    ]
+    return Timeline(rank, (*moments, Moment("step", (*standing, ("bytes_activations", 0)))))
 
 
 def job_of(setting: Setting) -> Trained:
@@ -134,14 +136,13 @@ def job_of(setting: Setting) -> Trained:
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """One stage of a rank: what stands, and what one micro-batch leaves.
+    """What one micro-batch leaves on one stage of a rank.
 
     `layers`, with the embedding, is kept per micro-batch, `for_weights` of it once the inputs'
     gradient is done; `ends` are head and loss, `again` the layer that is made again, as far as it
     exceeds the `loss`, which shares its room.
     """
 
-    standing: tuple[tuple[str, Value], ...]
     layers: Value
     for_weights: Value
     ends: Value
@@ -153,7 +154,7 @@ def _stages(job: Trained, shards: Shards, schedule: Schedule, rank: int) -> dict
     """The rank's stages by their number in the pipeline."""
     count = n_stages(schedule, shards.pp)
     deep = replace(shards, pp=count, virtual=1)
-    own = (stage_of(schedule, shards.pp, rank, chunk) for chunk in range(n_chunks(schedule)))
+    own = stages_of(schedule, shards.pp, rank)
     return {number: _stage(job, deep, number) for number in own}
 
 
@@ -163,57 +164,22 @@ def _stage(job: Trained, deep: Shards, number: int) -> _Stage:
     again = kept.pop("layer_going_backward", 0)
     comes_and_goes = {*job.arch.kinds, "embedding"}
     layers = sum(size for name, size in kept.items() if name in comes_and_goes)
-    standing = tuple((c.name, c.value) for c in tree.children if c.name in STANDING)
     for_weights = _for_weights(job, deep, number)
     ends, loss = sum(kept.values()) - layers, kept.get("loss", 0)
-    return _Stage(standing, layers, for_weights, ends, loss, again)
+    return _Stage(layers, for_weights, ends, loss, again)
 
 
 def _for_weights(job: Trained, deep: Shards, number: int) -> Value:
-    """What the weights' gradients of a stage's layers need: matrices' inputs, and their outputs'
-    gradients (Qi 2023, 2401.10241, section 2.3: 32 s b h for GPT).
-    """
-    found: Value = 0
-    for part, copies in stage_parts(
-        job.arch, describe(job.arch, job.work), deep.pp, number, deep.virtual
-    ):
-        split = ways_of(split_of(job.arch, part.name, deep), deep)
-        for _, layer in layers_in([part]):
-            found += copies.value * sum(_of_matrices(layer, split))
-    return found * job.state.activation.bytes_each.value
-
-
-def _of_matrices(part: Part, split: Callable[[str], Expr], times: Value = 1) -> Iterator[Value]:
-    if isinstance(part.operator, Matmul) and part.weights:
-        axis, _ = part.weights[0].axes[-1]
-        yield times * (part.operator.rows * part.operator.cols / split(axis)).value
-        yield from (times * (s.size / split(s.axis)).value for s in part.saved if s.name == "input")
-        if part.name == "down" and not part.saved:  # relu has kept it
-            yield times * (part.operator.rows * part.operator.inner / split("ff")).value
-    if isinstance(part.operator, Core):  # its output is what the next matrix reads
-        core = part.operator
-        output = core.batch * core.heads * core.queries * core.d_value
-        yield times * (output / split("heads")).value
-    for below in part.parts:
-        yield from _of_matrices(below, split, times * below.times.value)
+    """What the weights' gradients of a stage's layers need of one micro-batch."""
+    parts = stage_parts(job.arch, describe(job.arch, job.work), deep.pp, number, deep.virtual)
+    return sum(
+        copies.value * bytes_for_weights(job, deep, part).value
+        for part, copies in parts
+        if part.is_layer
+    )
 
 
 # --- the step ---------------------------------------------------------------------------------
-
-
-def _moments(
-    job: Trained,
-    shards: Shards,
-    stack: str,
-    schedule: Schedule,
-    order: Order,
-    own: dict[int, _Stage],
-) -> Iterator[Moment]:
-    levels = _levels(own, order)
-    standing = _standing(own) + _beside(job, shards, stack, schedule, order, max(levels), own)
-    for slot, level in zip(order, levels, strict=True):
-        yield Moment(_label(slot, own), (*standing, ("bytes_activations", level)))
-    yield Moment("step", (*standing, ("bytes_activations", 0)))
 
 
 def _levels(own: dict[int, _Stage], order: Order) -> list[Value]:
@@ -231,24 +197,25 @@ def _levels(own: dict[int, _Stage], order: Order) -> list[Value]:
     return levels
 
 
-def _standing(own: dict[int, _Stage]) -> tuple[tuple[str, Value], ...]:
-    """What all stages of the rank hold throughout; units are gathered one stage at a time."""
-    by_name: dict[str, list[Value]] = {}
-    for stage in own.values():
-        for name, size in stage.standing:
-            by_name.setdefault(name, []).append(size)
-    return tuple((n, max(v) if n in IN_TURN else sum(v)) for n, v in by_name.items())
+Standing: TypeAlias = tuple[tuple[str, Value], ...]
+
+
+def _standing(setting: Setting, job: Trained, rank: int) -> Standing:
+    """What stays throughout, as the memory tree has it."""
+    tree = memory_training_stage(job, setting.layout, setting.n_micro_batches, rank)
+    return tuple((c.name, c.value) for c in tree.children if c.name in STANDING)
 
 
 def _beside(
-    job: Trained, shards: Shards, stack: str, schedule: Schedule, order: Order, most: Value,
-    own: dict[int, _Stage],
-) -> tuple[tuple[str, Value], ...]:  # fmt: skip
+    job: Trained, layout: Layout, stack: str, order: Order, most: Value, standing: Standing
+) -> Standing:
     """What the software holds, for the most activations of the step."""
-    sizes = (*_standing(own), ("bytes_activations", most))
+    shards, schedule = shards_of(layout), layout.pipeline
+    sizes = (*standing, ("bytes_activations", most))
     rank = branch("rank", "bytes", [leaf(name, "bytes", size) for name, size in sizes])
     each = Fraction(1, schedule.virtual) if isinstance(schedule, Interleaved) else 1
-    flight = max(held(order, [each] * (max(own) + 1), [0] * (max(own) + 1)))
+    size = n_stages(schedule, layout.pp)
+    flight = max(held(order, [each] * size, [0] * size))
     outputs = flight * bytes_boundary(job, shards) if shards.pp > 1 else 0
     return (("bytes_overhead", overhead(stack_of(stack), rank, shards, outputs).value),)
 

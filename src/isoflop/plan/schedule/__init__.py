@@ -9,27 +9,35 @@ from isoflop.plan.schedule.closed import (
     InFlight,
     Terms,
     bubble_published,
+    idle_closed,
     in_flight_closed,
+    n_together,
     seconds_closed,
 )
 from isoflop.plan.schedule.held import held
 from isoflop.plan.schedule.kinds import (
+    SCHEDULES,
+    SOURCES,
     DualPipe,
     DualPipeV,
     GPipe,
     Interleaved,
     OneFOneB,
     Schedule,
+    ScheduleName,
     ZeroBubble,
     broken_rules,
     n_chunks,
     n_stages,
+    stages_of,
 )
 from isoflop.plan.schedule.orders import Order, Slot, Together, Work, orders, works
 from isoflop.plan.schedule.render import render
 from isoflop.plan.schedule.simulate import Durations, Simulation, Span, simulate
 
 __all__ = [
+    "SCHEDULES",
+    "SOURCES",
     "DualPipe",
     "DualPipeV",
     "Durations",
@@ -39,6 +47,7 @@ __all__ = [
     "OneFOneB",
     "Order",
     "Schedule",
+    "ScheduleName",
     "Simulation",
     "Slot",
     "Span",
@@ -49,12 +58,15 @@ __all__ = [
     "broken_rules",
     "bubble_published",
     "held",
+    "idle_closed",
     "in_flight_closed",
     "n_chunks",
     "n_stages",
+    "n_together",
     "orders",
     "render",
     "seconds_closed",
     "simulate",
+    "stages_of",
     "works",
 ]

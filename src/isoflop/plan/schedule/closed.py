@@ -85,14 +85,21 @@ def seconds_closed(schedule: Schedule, terms: Terms) -> Expr:
     ...     {"n_micro_batches": 8, "pp": 4, "seconds_forward": 1, "seconds_backward": 2})
     33
     """
-    work = terms.n_micro * (terms.forward + terms.backward)
+    work = terms.n_micro * (terms.forward + terms.backward) + idle_closed(schedule, terms)
+    if isinstance(schedule, DualPipe | DualPipeV):
+        return work - n_together(schedule, terms) * terms.hidden
+    return work
+
+
+def idle_closed(schedule: Schedule, terms: Terms) -> Expr:
+    """Seconds that the slowest rank waits, without what pairs of work hide."""
     match schedule:
         case ZeroBubble(ahead=ahead):
-            return work + _zero_bubble(ahead, terms)
+            return _zero_bubble(ahead, terms)
         case DualPipe() | DualPipeV():
-            return work + _dual(schedule, terms)
+            return _dual(schedule, terms)
         case _:
-            return work + bubble_published(schedule, terms) + _hops(schedule, terms) * terms.send
+            return bubble_published(schedule, terms) + _hops(schedule, terms) * terms.send
 
 
 def _hops(schedule: Schedule, t: Terms) -> Expr:
@@ -122,20 +129,21 @@ def _zero_bubble(ahead: int, t: Terms) -> Expr:
 
 
 def _dual(schedule: DualPipe | DualPipeV, t: Terms) -> Expr:
-    """Idle seconds of the ranks at the turn, less what their pairs save.
+    """Idle seconds of the ranks at the turn; no ranks pair more of their work than they do.
 
-    No ranks pair more of their work, so no ranks work less. What remains besides what is
-    hidden is the published bubble where forward, inputs' and weights' gradient are equal.
+    It is the published bubble where forward, inputs' and weights' gradient are equal.
     """
     forward, backward, weight = _up_to_turn(schedule, t)
     inputs = backward - weight
-    n_hidden, chunk = (
-        (t.n_micro - t.pp / 2 - 2, t.forward)
-        if isinstance(schedule, DualPipe)
-        else (2 * t.n_micro - t.pp - 2, t.forward / 2)
-    )
-    waits = maximum(0, inputs - weight) + forward + maximum(forward, inputs - chunk)
-    return waits - n_hidden * t.hidden
+    chunk = t.forward if isinstance(schedule, DualPipe) else t.forward / 2
+    return maximum(0, inputs - weight) + forward + maximum(forward, inputs - chunk)
+
+
+def n_together(schedule: DualPipe | DualPipeV, t: Terms) -> Expr:
+    """Pairs of a forward and a backward that run together on the ranks at the turn."""
+    if isinstance(schedule, DualPipe):
+        return t.n_micro - t.pp / 2 - 2
+    return 2 * t.n_micro - t.pp - 2
 
 
 def _up_to_turn(schedule: DualPipe | DualPipeV, t: Terms) -> tuple[Expr, Expr, Expr]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -52,6 +53,29 @@ class DualPipeV:
 
 Schedule: TypeAlias = GPipe | OneFOneB | Interleaved | ZeroBubble | DualPipe | DualPipeV
 
+#: How a layout names a schedule; 1F1B of several chunks is interleaved.
+ScheduleName: TypeAlias = Literal["1f1b", "gpipe", "zb-h1", "zb-h2", "dualpipe", "dualpipev"]
+SCHEDULES: Mapping[ScheduleName, Schedule] = {
+    "1f1b": OneFOneB(),
+    "gpipe": GPipe(),
+    "zb-h1": ZeroBubble(1),
+    "zb-h2": ZeroBubble(2),
+    "dualpipe": DualPipe(),
+    "dualpipev": DualPipeV(),
+}
+
+#: Those that put weights' gradients off.
+PUT_OFF: frozenset[ScheduleName] = frozenset({"zb-h1", "zb-h2", "dualpipe", "dualpipev"})
+
+SOURCES: Mapping[ScheduleName, str] = {
+    "1f1b": "Narayanan 2021 (2104.04473), section 2.2",
+    "gpipe": "Huang 2018 (1811.06965), section 2.3",
+    "zb-h1": "Qi 2023 (2401.10241), section 2.1",
+    "zb-h2": "Qi 2023 (2401.10241), section 2.2",
+    "dualpipe": "DeepSeek-V3 (2412.19437), section 3.2.1",
+    "dualpipev": 'Qi 2025, "DualPipe could be better without the Dual"',
+}
+
 
 def n_chunks(schedule: Schedule) -> int:
     """Stages that one rank holds.
@@ -87,6 +111,15 @@ def stage_of(schedule: Schedule, pp: int, rank: int, chunk: int) -> int:
             return min(rank, pp - 1 - rank) if chunk == 0 else max(rank, pp - 1 - rank)
         case _:
             return chunk * pp + rank
+
+
+def stages_of(schedule: Schedule, pp: int, rank: int) -> tuple[int, ...]:
+    """The stages that a rank holds, in the order of its chunks.
+
+    >>> stages_of(DualPipe(), 4, 1), stages_of(DualPipeV(), 4, 1), stages_of(Interleaved(2), 4, 1)
+    ((1, 2), (1, 6), (1, 5))
+    """
+    return tuple(stage_of(schedule, pp, rank, chunk) for chunk in range(n_chunks(schedule)))
 
 
 def broken_rules(schedule: Schedule, pp: int, n_micro: int) -> list[Problem]:
@@ -134,3 +167,15 @@ def check(schedule: Schedule, pp: int, n_micro: int) -> None:
     """Raise InputError with every rule that the schedule breaks."""
     if bad := broken_rules(schedule, pp, n_micro):
         raise InputError("schedule", bad)
+
+
+def schedule_rules(name: ScheduleName, n_layers: int, pp: int, n_micro: int) -> list[Problem]:
+    """What a schedule asks of a pipeline of several stages.
+
+    >>> print(*schedule_rules("dualpipev", n_layers=6, pp=4, n_micro=4), sep="; ")
+    pp=4: must hold: times 2 is at most n_layers=6; n_micro=4: must hold: is at least 2 * pp = 8
+    """
+    schedule, broken = SCHEDULES[name], []
+    if isinstance(schedule, DualPipeV) and 2 * pp > n_layers:
+        broken.append(Problem("pp", pp, f"times 2 is at most n_layers={n_layers}"))
+    return broken + broken_rules(schedule, pp, n_micro)

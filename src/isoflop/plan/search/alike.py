@@ -19,8 +19,8 @@ def structure(setting: Setting) -> tuple[object, ...]:
     sizes = (layout.tp, layout.pp, layout.dp, layout.cp, layout.ep, layout.virtual)
     leaves_domain = layout.n_accelerators > fabric_of(setting.cluster).domain
     above = tuple(size > 1 for size in sizes)
-    return (layout.zero, layout.sequence_parallel, setting.recompute, above, leaves_domain,
-            _sharded(layout), layout.offload, layout.cp_by)  # fmt: skip
+    return (layout.zero, layout.sequence_parallel, setting.recompute, layout.schedule, above,
+            leaves_domain, _sharded(layout), layout.offload, layout.cp_by)  # fmt: skip
 
 
 def _sharded(layout: Layout) -> tuple[bool, ...]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from isoflop.count.stages import layers_of_stage
-from isoflop.plan.schedule import Durations, Interleaved, OneFOneB, Schedule, orders, simulate
+from isoflop.plan.schedule import Durations, n_stages, orders, simulate
 from isoflop.plan.search.alike import evaluated
+from isoflop.plan.step.rank_work import DIRECTIONS
 from isoflop.plan.step.seconds import step_pieces
 from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Expr
@@ -18,19 +19,20 @@ from isoflop.quantity import Expr
 #: more slowly: seven stages with short ends are then 6e-5 off a run of all 96.
 FULL_AFTER = 3
 
-#: Seconds forward and backward.
-Pair: TypeAlias = tuple[float, float]
+#: Seconds forward, backward, and of backward those of the weights' gradients.
+Passed: TypeAlias = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
     """`isoflop.plan.step.seconds.Pieces` in numbers."""
 
-    layers: Mapping[str, Pair]
-    first: Pair
-    last: Pair
+    layers: Mapping[str, Passed]
+    first: Passed
+    last: Passed
     traffic: float
     send: float
+    hidden: float
     once: float
     error: float
 
@@ -47,22 +49,22 @@ def _flat(setting: Setting) -> list[Expr]:
     """The pieces of a step in a row, those of layers in the order of the kinds."""
     pieces = step_pieces(setting)
     passes = [*(pieces.layers[kind] for kind in setting.arch.kinds), pieces.first, pieces.last]
-    pairs = [seconds for p in passes for seconds in (p.forward, p.backward)]
-    return [*pairs, pieces.traffic, pieces.send, pieces.once, pieces.error]
+    rows = [p.of(direction) for p in passes for direction in DIRECTIONS]
+    return [*rows, pieces.traffic, pieces.send, pieces.hidden, pieces.once, pieces.error]
 
 
 def _numbers(setting: Setting, flat: Sequence[float]) -> Seconds:
     """The row read back."""
-    *pairs, traffic, send, once, error = map(float, flat)
-    *layers, first, last = zip(pairs[::2], pairs[1::2], strict=True)
+    *rows, traffic, send, hidden, once, error = map(float, flat)
+    *layers, first, last = zip(rows[::3], rows[1::3], rows[2::3], strict=True)
     kinds = dict(zip(setting.arch.kinds, layers, strict=True))
-    return Seconds(kinds, first, last, traffic, send, once, error)
+    return Seconds(kinds, first, last, traffic, send, hidden, once, error)
 
 
 def _whole(setting: Setting, seconds: Seconds) -> float:
     """A step: its pipeline, and what comes once."""
     pp, n_micro = setting.layout.pp, setting.n_micro_batches
-    schedule, durations = schedule_of(setting), durations_of(setting, seconds)
+    schedule, durations = setting.layout.pipeline, durations_of(setting, seconds)
 
     def run(n: int) -> float:
         return float(simulate(orders(schedule, pp, n), durations).seconds)
@@ -76,29 +78,24 @@ def _whole(setting: Setting, seconds: Seconds) -> float:
     return seconds.error * (pipeline + seconds.once)
 
 
-def schedule_of(setting: Setting) -> Schedule:
-    virtual = setting.layout.virtual
-    return Interleaved(virtual) if virtual > 1 else OneFOneB()
-
-
 def durations_of(setting: Setting, seconds: Seconds) -> Durations:
-    """Seconds of one micro-batch through each chunk of layers.
+    """Seconds of one micro-batch through each stage of the schedule.
 
     Traffic goes with forward and backward in the proportion of their work.
     """
-    arch, n_chunks = setting.arch, setting.layout.pp * setting.layout.virtual
-    layers = {kind: _with_traffic(pair, seconds.traffic) for kind, pair in seconds.layers.items()}
+    arch, count = setting.arch, n_stages(setting.layout.pipeline, setting.layout.pp)
+    layers = {kind: _with_traffic(row, seconds.traffic) for kind, row in seconds.layers.items()}
     rows = []
-    for chunk in range(n_chunks):
-        own = [layers[arch.layers[i].name] for i in layers_of_stage(arch.n_layers, n_chunks, chunk)]
-        own += [seconds.first] if chunk == 0 else []
-        own += [seconds.last] if chunk == n_chunks - 1 else []
-        rows.append((sum(f for f, _ in own), sum(b for _, b in own)))
-    forward, backward = zip(*rows, strict=True)
-    return Durations(forward, backward, (0.0,) * n_chunks, seconds.send)
+    for stage in range(count):
+        own = [layers[arch.layers[i].name] for i in layers_of_stage(arch.n_layers, count, stage)]
+        own += [seconds.first] if stage == 0 else []
+        own += [seconds.last] if stage == count - 1 else []
+        rows.append([sum(row[i] for row in own) for i in range(len(DIRECTIONS))])
+    forward, backward, weights = zip(*rows, strict=True)
+    return Durations(forward, backward, weights, seconds.send, seconds.hidden)
 
 
-def _with_traffic(pair: Pair, traffic: float) -> Pair:
-    forward, backward = pair
+def _with_traffic(passed: Passed, traffic: float) -> Passed:
+    forward, backward, weights = passed
     more = 1 + traffic / (forward + backward)
-    return more * forward, more * backward
+    return more * forward, more * backward, weights

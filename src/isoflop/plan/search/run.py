@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from time import perf_counter, process_time
+from typing import Any
 
 from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.hardware import Cluster
+from isoflop.hardware.stack import Stack, find_stack
 from isoflop.plan.layout import Layout, broken_rules, divisors
+from isoflop.plan.schedule import SCHEDULES, ScheduleName
 from isoflop.plan.search.found import (
     Choice,
     Counters,
@@ -37,6 +40,7 @@ def search(
     *,
     fixed: Mapping[str, int | str] | None = None,
     recompute_too: bool = True,
+    schedules: Sequence[ScheduleName] | None = None,
     minimize: Objective = "time",
     limits: Limits | None = None,
     n_simulated: int = SIMULATED,
@@ -45,7 +49,8 @@ def search(
 
     `ask` says what to train on what; its `stack` names the trainer's software, its layout is
     not read. `fixed` is what the user said, by field of `Layout`. Recomputation is
-    searched too unless `recompute_too` is off. The whole cluster is used, or a divisor of its
+    searched too unless `recompute_too` is off, and so are `schedules`: those that the stack can
+    run unless given. The whole cluster is used, or a divisor of its
     nodes, whatever is least by `minimize`. The `n_simulated` best by formula are run event by
     event and ranked by that.
 
@@ -66,7 +71,14 @@ def search(
     known = replace(ask, stack=ask.stack or UNKNOWN, layout=None)
     if bad := [*problems_of(known), *kept.problems()]:
         raise InputError("plan train", bad)
-    return _Search(known, dict(fixed or {}), recompute_too, minimize, kept).found(n_simulated)
+    tried = tuple(schedules or _schedules(find_stack(known.setting(Layout()).stack)))
+    asked = _Search(known, dict(fixed or {}), recompute_too, tried, minimize, kept)
+    return asked.found(n_simulated)
+
+
+def _schedules(stack: Stack) -> Iterator[ScheduleName]:
+    """The schedules that a trainer's software can run."""
+    return (name for name in SCHEDULES if name in stack.schedules)
 
 
 def sub_counts(cluster: Cluster) -> tuple[int, ...]:
@@ -85,6 +97,7 @@ class _Search:
     ask: TrainAsk
     fixed: Mapping[str, int | str]
     recompute_too: bool
+    schedules: tuple[ScheduleName, ...]
     minimize: Objective
     limits: Limits
 
@@ -93,7 +106,7 @@ class _Search:
         ask, policy = self.ask, None if self.recompute_too else self.ask.work.recompute
         counts = sub_counts(ask.cluster)
         return Space(ask.work.arch, ask.cluster, ask.work.seq_len, ask.global_batch,
-                     self.fixed, policy, counts)  # fmt: skip
+                     self.fixed, policy, counts, self.schedules)  # fmt: skip
 
     @cached_property
     def room(self) -> Room:
@@ -169,8 +182,10 @@ class _Search:
 
     def _unmet(self) -> list[Problem]:
         """Why what the user fixed leaves no legal layout."""
-        ask, sizes = self.ask, dict(self.fixed)
-        layout = Layout(**sizes)  # type: ignore[arg-type]  # sizes of the command line, by field
+        ask, sizes = self.ask, dict[str, Any](self.fixed)
+        if len(self.schedules) == 1:
+            sizes["schedule"] = self.schedules[0]
+        layout = Layout(**sizes)
         broken = broken_rules(
             layout, ask.work.arch, ask.cluster, ask.global_batch, ask.work.seq_len
         )

@@ -15,7 +15,10 @@ from isoflop.arch import Arch
 from isoflop.count.memory_saved import RECOMPUTES, Recompute
 from isoflop.count.memory_split import CONTEXTS_BY, OFFLOADS, Offload
 from isoflop.hardware import Cluster
-from isoflop.plan.layout import Layout, broken_rules, divisors
+from isoflop.plan.layout import Layout, broken_rules, divisors, offloads_under
+from isoflop.plan.memory.flight import Share, shares_unlike
+from isoflop.plan.schedule import SCHEDULES, ScheduleName
+from isoflop.plan.schedule.kinds import schedule_rules
 
 #: Sizes of one layout, in the order of the columns.
 Name: TypeAlias = Literal[
@@ -50,6 +53,7 @@ class Variation:
     zero: Literal[0, 1, 2, 3]
     recompute: Recompute
     offload: Offload = "none"
+    schedule: ScheduleName = "1f1b"
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,8 @@ class Space:
     that leaves ranks `LEAST_TOKENS_CONTEXT` tokens, around a ring or with heads dealt out (to
     gather takes as many bytes as the ring, and hides none); micro-batches up to `MOST_MICRO_BATCH`; as
     many data-parallel copies as fit and divide the batch; any ep that divides copies and
-    experts; what ZeRO splits over all copies or over `NODES_OF_A_COPY`; all of it within the
-    accelerators of each of `counts`, at most an eighth idle.
+    experts; what ZeRO splits over all copies or over `NODES_OF_A_COPY`; each of `schedules`;
+    all of it within the accelerators of each of `counts`, at most an eighth idle.
     """
 
     arch: Arch
@@ -71,6 +75,7 @@ class Space:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     recompute: Recompute | None = None
     counts: tuple[int, ...] = ()
+    schedules: tuple[ScheduleName, ...] = tuple(SCHEDULES)
 
     @cached_property
     def variations(self) -> tuple[Variation, ...]:
@@ -78,8 +83,10 @@ class Space:
         stages = (0, 1, 2, 3) if "zero" not in self.fixed else (self.fixed["zero"],)
         policies = RECOMPUTES if self.recompute is None else (self.recompute,)
         return tuple(
-            Variation(zero, policy, offload)
-            for offload, zero, policy in product(self.offloads, stages, policies)
+            Variation(zero, policy, offload, schedule)
+            for offload, schedule, zero, policy in product(
+                self.offloads, self.schedules, stages, policies
+            )
         )
 
     @cached_property
@@ -125,20 +132,54 @@ class Space:
         """Splits of the model; each comes in every variation that applies."""
         return len(self.columns["tp"])
 
-    def applies(self, columns: Columns) -> NDArray[np.bool_]:
-        """Of each row, the variations of any offload that mean something: ZeRO splits over copies.
+    @property
+    def alike(self) -> tuple[Variation, ...]:
+        """The variations of the first offload, which are tried on every split of the model."""
+        return self.variations[self.offloading(self.offloads[0])]
+
+    @cached_property
+    def applies(self) -> NDArray[np.bool_]:
+        """Of each row, those of `alike` that mean something: ZeRO splits over copies, and
+        schedules order the work of stages.
 
         What is split in fewer ways than there are copies is split by ZeRO.
         """
+        columns, alike = self.columns, self.alike
         copies = columns["dp"] * columns["cp"]
-        alike = self.variations[self.offloading(self.offloads[0])]
         split = np.array([v.zero > 0 for v in alike])
         plain = np.array([v.zero == 0 or "zero" in self.fixed for v in alike])
         parted = (columns["shard"] < copies) | ("shard" in self.fixed)
         offered: NDArray[np.bool_] = np.where(
             parted[:, None], split[None, :], (copies > 1)[:, None] | plain[None, :]
         )
+        for i, v in enumerate(alike):
+            offered[:, i] &= self.runs[v.schedule] & offloads_under(v.offload, v.schedule)
         return offered
+
+    @cached_property
+    def runs(self) -> Mapping[ScheduleName, NDArray[np.bool_]]:
+        """By schedule, the rows whose pipelines it has an order for; 1F1B has one for all."""
+        columns = self.columns
+        n_micro = self.global_batch // (columns["dp"] * columns["micro_batch"])
+        rows = np.flatnonzero(self.staged)
+        pairs = np.stack([columns["pp"][rows], n_micro[rows]], axis=1)
+        asked, which = np.unique(pairs, axis=0, return_inverse=True)
+        legal = {}
+        for schedule in self.schedules:
+            legal[schedule] = np.full(self.size, schedule == "1f1b")
+            if schedule != "1f1b":
+                rules = (
+                    schedule_rules(schedule, self.arch.n_layers, *pair) for pair in asked.tolist()
+                )
+                fine = np.fromiter((not broken for broken in rules), bool, len(asked))
+                legal[schedule][rows] = fine[which.reshape(-1)]
+        return legal
+
+    @cached_property
+    def staged(self) -> NDArray[np.bool_]:
+        """The rows with several stages of one chunk each, whose work schedules order."""
+        stages: NDArray[np.bool_] = (self.columns["pp"] > 1) & (self.columns["virtual"] == 1)
+        return stages
 
     def layout(self, row: int, variation: Variation) -> Layout:
         sizes: dict[str, Any] = {name: int(self.columns[name][row]) for name in NAMES}
@@ -146,7 +187,18 @@ class Space:
         sizes["cp_by"] = CONTEXTS_BY[sizes["cp_by"]]
         if sizes["shard"] == sizes["dp"] * sizes["cp"]:
             sizes["shard"] = None
-        return Layout(**sizes, zero=variation.zero, offload=variation.offload)
+        return Layout(**sizes, zero=variation.zero, offload=variation.offload,
+                      schedule=variation.schedule)  # fmt: skip
+
+    @cached_property
+    def shares(self) -> Callable[[int, int, ScheduleName], Mapping[int, Share]]:
+        """What ranks of a pipeline hold that may hold most, by its stages, chunks and schedule."""
+
+        @cache
+        def shares(pp: int, virtual: int, schedule: ScheduleName) -> Mapping[int, Share]:
+            return shares_unlike(self.arch, Layout(pp=pp, virtual=virtual, schedule=schedule))
+
+        return shares
 
     # --- rows -----------------------------------------------------------------------------
 
@@ -170,8 +222,7 @@ class Space:
                 used = tp * cp * pp * dp
                 if used == 0 or IDLE_ONE_IN * (count - used) > count:
                     continue
-                chunks = [v for v in self._chunks(pp)
-                          if legal(pp=pp, virtual=v, dp=dp, micro_batch=micro_batch)]  # fmt: skip
+                chunks = self._chunks(pp, dp, micro_batch)
                 deals = [ep for ep in self._deals(dp * cp) if legal(dp=dp, cp=cp, ep=ep)]
                 for virtual, ep, how in product(chunks, deals, by):
                     yield tp, pp, dp, cp, ep, virtual, micro_batch, sp, how
@@ -198,9 +249,23 @@ class Space:
     def _pipeline(self) -> Iterable[int]:
         return self._said("pp", range(1, self.arch.n_layers + 1))
 
-    def _chunks(self, pp: int) -> Iterable[int]:
-        most = self.arch.n_layers // pp if pp > 1 else 1
-        return self._said("virtual", range(1, most + 1))
+    @cached_property
+    def _chunks(self) -> Callable[[int, int, int], list[int]]:
+        """Chunks on each of pp stages that some schedule has an order for."""
+
+        @cache
+        def chunks(pp: int, dp: int, micro_batch: int) -> list[int]:
+            most = self.arch.n_layers // pp if pp > 1 else 1
+            sizes = {"pp": pp, "dp": dp, "micro_batch": micro_batch}
+            several = tuple(name for name in self.schedules if name == "1f1b")
+            return [
+                virtual
+                for virtual in self._said("virtual", range(1, most + 1))
+                for names in (self.schedules if virtual == 1 else several,)
+                if any(self._legal(**sizes, virtual=virtual, schedule=name) for name in names)
+            ]
+
+        return chunks
 
     def _micro_batches(self) -> Iterable[int]:
         few = (d for d in divisors(self.global_batch) if d <= MOST_MICRO_BATCH)
@@ -222,8 +287,8 @@ class Space:
         """Whether sizes, all others being 1, break no rule; each asked once."""
 
         @cache
-        def legal(**sizes: int) -> bool:
-            layout = Layout(**sizes)  # type: ignore[arg-type]  # sequence_parallel comes as 0 or 1
+        def legal(**fields: Any) -> bool:
+            layout = Layout(**fields)
             return not broken_rules(
                 layout, self.arch, self.cluster, self.global_batch, self.seq_len
             )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.count.memory_split import Offload
-from isoflop.plan.memory.shard import Trained
-from isoflop.plan.search.formula import Floats, bytes_needed, seconds
-from isoflop.plan.search.space import Columns, Space, n_accelerators
+from isoflop.plan.layout import offloads_under
+from isoflop.plan.memory.shard import State, Trained
+from isoflop.plan.search.formula import Floats, Formulas
+from isoflop.plan.search.space import Columns, Space, Variation, n_accelerators
 from isoflop.plan.step.setting import Setting
 
 Rows = NDArray[np.intp]
@@ -61,15 +61,39 @@ class Timed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Weighed:
-    """Rows of one structure in the variations from `first` on, and which of these there are."""
+class Group:
+    """Rows of one structure, and which of a space's variations are tried on them."""
 
+    formulas: Formulas
     rows: Rows
-    first: int
+    which: Rows
+
+    @property
+    def space(self) -> Space:
+        return self.formulas.space
+
+    @property
+    def columns(self) -> Columns:
+        return taken(self.space.columns, self.rows)
+
+    @property
+    def variations(self) -> list[Variation]:
+        return [self.space.variations[i] for i in self.which]
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighed:
+    """A group's rows in its variations, and which of these there are."""
+
+    group: Group
     offered: Mask
     held: Floats
     host: Floats
     seconds: Floats
+
+    @property
+    def rows(self) -> Rows:
+        return self.group.rows
 
     def over(self, room: Room) -> tuple[Mask, Mask]:
         """What the accelerator has no room for, and what its host alone has none for."""
@@ -88,22 +112,29 @@ def weigh(space: Space, job: Trained, setting: Setting, room: Room) -> Timed:
     all that fits on as many accelerators.
     """
     used = n_accelerators(space.columns)
-    plain, *others = space.offloads
     first = [
-        _weighed(space, job, setting, rows, plain, space.applies(taken(space.columns, rows)))
-        for rows in _structures(space.columns)
+        _weighed(group, space.applies[np.ix_(group.rows, group.which)])
+        for group in _groups(space, job, setting)
     ]
-    all_found = list(first)
-    for offload in others:
-        fastest = _fastest(all_found, used, room)
-        for weighed in first:
-            better = weighed.seconds < fastest[used[weighed.rows]][:, None]
-            tried = weighed.over(room)[0] & better
-            some = np.flatnonzero(tried.any(axis=1))
-            if some.size:
-                rows = weighed.rows[some]
-                all_found.append(_weighed(space, job, setting, rows, offload, tried[some]))
-    return _timed(all_found, used, room)
+    found = list(first)
+    for offload in range(1, len(space.offloads)):
+        fastest = _fastest(found, used, room)
+        again = [_tried(w, offload, fastest[used[w.rows]], room) for w in first]
+        found += [weighed for weighed in again if weighed is not None]
+    return _timed(found, used, room)
+
+
+def _groups(space: Space, job: Trained, setting: Setting) -> Iterator[Group]:
+    """Rows of each structure under 1F1B alone, as all without stages of one chunk are, and under
+    every schedule.
+    """
+    plain = [i for i, v in enumerate(space.alike) if v.schedule == "1f1b"]
+    for rows in _structures(space.columns):
+        formulas = Formulas(space, job, setting, taken(space.columns, rows))
+        stages = space.staged[rows]
+        for own, which in ((rows[~stages], plain), (rows[stages], range(len(space.alike)))):
+            if own.size and len(which):
+                yield Group(formulas, own, np.array(which, dtype=np.intp))
 
 
 def _structures(columns: Columns) -> list[Rows]:
@@ -116,14 +147,42 @@ def taken(columns: Columns, rows: Rows) -> Columns:
     return {name: column[rows] for name, column in columns.items()}
 
 
-def _weighed(
-    space: Space, job: Trained, setting: Setting, rows: Rows, offload: Offload, offered: Mask
-) -> _Weighed:
-    where, columns = space.offloading(offload), taken(space.columns, rows)
-    variations = space.variations[where]
-    held, host = bytes_needed(space, job, columns, variations)
-    took = seconds(space, setting, columns, variations)
-    return _Weighed(rows, where.start, offered, held, host, took)
+def _tried(weighed: _Weighed, offload: int, fastest: Floats, room: Room) -> _Weighed | None:
+    """What does not fit as it was weighed and would be the fastest, with an offload; it is given
+    by its place among the space's, where what was weighed is of the first.
+    """
+    space = weighed.group.space
+    which = weighed.group.which + offload * len(space.alike)
+    legal = [offloads_under(v.offload, v.schedule) for v in (space.variations[i] for i in which)]
+    tried = weighed.over(room)[0] & (weighed.seconds < fastest[:, None]) & np.array(legal)
+    rows, some = (np.flatnonzero(tried.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
+        return None
+    return _weighed(
+        Group(weighed.group.formulas, weighed.rows[rows], which[some]), tried[np.ix_(rows, some)]
+    )
+
+
+def _weighed(group: Group, offered: Mask) -> _Weighed:
+    """Bytes and seconds; bytes are infinite where a schedule has no order."""
+    formulas, variations = group.formulas, group.variations
+    held = np.full(offered.shape, np.inf)
+    host = np.zeros(offered.shape)
+    schedules = [v.schedule for v in variations]
+    for schedule in dict.fromkeys(schedules):
+        runs = np.flatnonzero(group.space.runs[schedule][group.rows])
+        if not runs.size:
+            continue
+        own = np.flatnonzero([name == schedule for name in schedules])
+        states: tuple[State, ...] = tuple(
+            (variations[i].zero, variations[i].recompute, variations[i].offload) for i in own
+        )
+        columns = taken(group.space.columns, group.rows[runs])
+        found = formulas.bytes_needed(columns, schedule, states)
+        held[np.ix_(runs, own)] = found[:, : own.size]
+        if found.shape[1] > own.size:
+            host[np.ix_(runs, own)] = found[:, own.size :]
+    return _Weighed(group, offered, held, host, formulas.seconds(group.columns, variations))
 
 
 def _fastest(found: Sequence[_Weighed], used: NDArray[np.int64], room: Room) -> Floats:
@@ -145,7 +204,7 @@ def _timed(found: Sequence[_Weighed], used: NDArray[np.int64], room: Room) -> Ti
         large_host = _nearer(large_host, w, w.host, over_host)
         faster = w.offered & (w.seconds < fastest[used[w.rows]][:, None])
         at, v = np.nonzero(faster | w.fits(room))
-        parts.append((w.rows[at], w.first + v, w.seconds[at, v], w.held[at, v], w.host[at, v]))
+        parts.append((w.rows[at], w.group.which[v], w.seconds[at, v], w.held[at, v], w.host[at, v]))
     row, variation, took, held, host = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
@@ -161,4 +220,5 @@ def _nearer(known: TooLarge, weighed: _Weighed, needed: Floats, large: Mask) -> 
     at, v = divmod(int(np.where(large, needed, np.inf).argmin()), needed.shape[1])
     if needed[at, v] >= known.bytes_needed:
         return TooLarge(count, known.row, known.variation, known.bytes_needed)
-    return TooLarge(count, int(weighed.rows[at]), weighed.first + v, float(needed[at, v]))
+    variation = int(weighed.group.which[v])
+    return TooLarge(count, int(weighed.rows[at]), variation, float(needed[at, v]))

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from isoflop.hardware.fabric import Fabric, fabric_of
 from isoflop.plan.network.exchange import DEFAULT, Exchange
-from isoflop.plan.step.message import Groups, Message, messages, settled
+from isoflop.plan.step.job import Groups
+from isoflop.plan.step.message import Message, messages, settled
 from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Basis, Expr, Node, branch, leaf
 

@@ -8,21 +8,18 @@ over the two ends of a pipeline.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from isoflop.arch import Attention, Experts, Layer, Wiring
-from isoflop.count.blocks import Part, describe
+from isoflop.count.blocks import Part
 from isoflop.count.memory_rank import cores_of
-from isoflop.count.memory_saved import stream_of
 from isoflop.count.memory_split import SPLIT
-from isoflop.count.workload import Workload
-from isoflop.hardware.fabric import Fabric, fabric_of
-from isoflop.plan.layout import Layout
+from isoflop.hardware.fabric import Fabric
 from isoflop.plan.network.collective import Collective, called, relayed, seconds, share_sent
 from isoflop.plan.network.exchange import DEFAULT, Exchange
-from isoflop.plan.network.group import Dimension, Group, Ways, groups
+from isoflop.plan.network.group import Dimension, Ways, groups
+from isoflop.plan.step.job import Groups, Job
 from isoflop.plan.step.setting import Setting
 from isoflop.quantity import (
     Expr,
@@ -35,8 +32,6 @@ from isoflop.quantity import (
     where,
 )
 from isoflop.quantity.expr import product
-
-Groups: TypeAlias = Mapping[Dimension, Group]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,97 +76,32 @@ def messages(setting: Setting, exchange: Exchange = DEFAULT) -> tuple[Message, .
     and the messages of one setting over all these names, once for all layouts of a ZeRO
     stage; that setting splits in every way and spans domains.
     """
-    job = _Job.of(setting, exchange)
-    found = [m for part in job.layers for m in _of_layer(job, part)]
-    return (*found, *_tensor_ends(job), *_data_ends(job), *_pipeline(job))
+    job = Job.of(setting, exchange)
+    return (*within(job), *once(job), *between(job))
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A setting, described, with the symbols that its messages share."""
-
-    setting: Setting
-    exchange: Exchange
-    root: Part
-    ways: Ways
-    n_micro: Symbol
-    virtual: Symbol
-    bytes_activation: Symbol
-    bytes_grad: Symbol
-    bytes_weight: Symbol
-    bytes_dispatch: Symbol
-    groups: Groups = field(repr=False)
-
-    @classmethod
-    def of(cls, setting: Setting, exchange: Exchange) -> _Job:
-        layout = setting.layout
-        each = 4 if setting.compute in ("fp32", "tf32") else 2
-
-        def width(what: str, given: int | None) -> Symbol:
-            return Symbol(f"bytes_{what}", given or each, meaning=f"bytes of one {what} sent")
-
-        return cls(
-            setting,
-            exchange,
-            describe(setting.arch, Workload.train(layout.micro_batch, setting.seq_len)),
-            Ways.of(layout),
-            Symbol("n_micro_batches", setting.n_micro_batches, meaning="micro-batches per step"),
-            Symbol("virtual_pp", layout.virtual, meaning="chunks of layers per stage"),
-            width("activation", None),
-            width("grad", exchange.bytes_grad),
-            width("weight", exchange.bytes_weight),
-            width("dispatch", exchange.bytes_dispatch),
-            groups(Ways.of(layout), fabric_of(setting.cluster), layout.n_accelerators),
-        )
-
-    @property
-    def layout(self) -> Layout:
-        return self.setting.layout
-
-    @property
-    def forwards(self) -> int:
-        """How often a layer runs forward; made again whole, it talks again."""
-        return 2 if self.setting.recompute == "full" else 1
-
-    @property
-    def layers(self) -> list[Part]:
-        return [part for part in self.root.parts if part.name in self.setting.arch.kinds]
-
-    def kind(self, part: Part) -> Layer:
-        return self.setting.arch.kinds[part.name]
-
-    def per_stage(self, part: Part) -> Expr:
-        """Layers of a kind on one stage."""
-        return part.times / self.ways.pp
-
-    def passes(self, part: Part) -> Expr:
-        """Times that a micro-batch goes through a layer of a kind on one rank."""
-        return self.n_micro * self.per_stage(part)
-
-    @property
-    def stream(self) -> Expr:
-        """Bytes of the residual stream of one micro-batch on one context-parallel rank."""
-        return stream_of(self.layers[0]) / self.ways.cp * self.bytes_activation
-
-    @property
-    def stream_held(self) -> Expr:
-        """The part of the stream that one rank holds between sharded matrices."""
-        return self.stream / self.ways.tp if self.layout.sequence_parallel else self.stream
+def within(job: Job) -> Iterator[Message]:
+    """The messages of each micro-batch among the ranks of a stage."""
+    for part in job.layers:
+        yield from _tensor(job, part)
+        yield from _context(job, part)
+        yield from _experts(job, part)
+    yield from _tensor_ends(job)
 
 
-def _of_layer(job: _Job, part: Part) -> Iterator[Message]:
-    yield from _tensor(job, part)
-    yield from _context(job, part)
-    yield from _experts(job, part)
-    times = job.per_stage(part)
-    for name, dimension, held in _weights_of(job, part):
-        yield from _data(job, part.name + name, dimension, held, times)
+def once(job: Job) -> Iterator[Message]:
+    """Those of gradients and weights among the copies of a model."""
+    for part in job.layers:
+        times = job.per_stage(part)
+        for name, dimension, held in _weights_of(job, part):
+            yield from _data(job, part.name + name, dimension, held, times)
+    yield from _data_ends(job)
 
 
 # --- tensor parallelism -----------------------------------------------------------------
 
 
-def _tensor(job: _Job, part: Part) -> Iterator[Message]:
+def _tensor(job: Job, part: Part) -> Iterator[Message]:
     """Each block's input and output, forward and backward.
 
     Blocks side by side share their sums: one output, and one input where they read one norm.
@@ -186,7 +116,7 @@ def _tensor(job: _Job, part: Part) -> Iterator[Message]:
         yield from _around(job, path, size, job.forwards * passes, passes, inputs)
 
 
-def _blocks(job: _Job, layer: Layer) -> dict[str, tuple[Expr, int]]:
+def _blocks(job: Job, layer: Layer) -> dict[str, tuple[Expr, int]]:
     """Bytes that each block reads and writes, and how many inputs it has.
 
     Routed tokens come once per expert: they are dealt out before they are gathered.
@@ -204,7 +134,7 @@ def _blocks(job: _Job, layer: Layer) -> dict[str, tuple[Expr, int]]:
 
 
 def _around(
-    job: _Job, path: str, size: Expr, forwards: Expr, backwards: Expr, inputs: int = 1
+    job: Job, path: str, size: Expr, forwards: Expr, backwards: Expr, inputs: int = 1
 ) -> Iterator[Message]:
     """The conjugate pair f and g around a block (Shoeybi 2019, figure 3).
 
@@ -224,23 +154,23 @@ def _around(
     yield Message(f"{path}/gather_again", "all_gather", "tp", size, wholes)
 
 
-def _tensor_ends(job: _Job) -> Iterator[Message]:
+def _tensor_ends(job: Job) -> Iterator[Message]:
     """Partial embeddings are added up forward, the head's input gradients backward."""
-    first = job.n_micro * where(job.ways.pp - 1, 0, 1)
+    first, last = (job.n_micro * share for share in job.ends)
     if not job.layout.sequence_parallel:
         yield Message("tp/embedding", "all_reduce", "tp", job.stream, first)
-        yield Message("tp/head", "all_reduce", "tp", job.stream, job.n_micro)
+        yield Message("tp/head", "all_reduce", "tp", job.stream, last)
         return
     yield Message("tp/embedding/scatter", "reduce_scatter", "tp", job.stream, first)
     yield Message("tp/embedding/gather", "all_gather", "tp", job.stream, first)
-    yield Message("tp/head/gather", "all_gather", "tp", job.stream, 2 * job.n_micro)
-    yield Message("tp/head/scatter", "reduce_scatter", "tp", job.stream, job.n_micro)
+    yield Message("tp/head/gather", "all_gather", "tp", job.stream, 2 * last)
+    yield Message("tp/head/scatter", "reduce_scatter", "tp", job.stream, last)
 
 
 # --- context parallelism ----------------------------------------------------------------
 
 
-def _context(job: _Job, part: Part) -> Iterator[Message]:
+def _context(job: Job, part: Part) -> Iterator[Message]:
     """Self-attention's keys and values, as it multiplies them: latent ones rebuilt.
 
     Where heads are dealt out, queries, keys and values are handed to those that have their heads,
@@ -266,7 +196,7 @@ def _context(job: _Job, part: Part) -> Iterator[Message]:
     yield Message(f"{path}/backward_sum", "reduce_scatter", "cp", values, backwards)
 
 
-def _kv_ways(job: _Job, part: Part) -> Expr:
+def _kv_ways(job: Job, part: Part) -> Expr:
     """Ways that tensor parallelism splits the key-value heads, no more than there are."""
     match job.kind(part).attention:
         case Attention(n_kv_heads=heads):
@@ -278,7 +208,7 @@ def _kv_ways(job: _Job, part: Part) -> Expr:
 # --- experts ----------------------------------------------------------------------------
 
 
-def _experts(job: _Job, part: Part) -> Iterator[Message]:
+def _experts(job: Job, part: Part) -> Iterator[Message]:
     """Tokens to their experts and back, forward and backward (Lepikhin 2020, section 3)."""
     experts = job.kind(part).feed_forward
     if not isinstance(experts, Experts):
@@ -297,7 +227,7 @@ def _experts(job: _Job, part: Part) -> Iterator[Message]:
         yield Message(f"ep/{part.name}/{name}", "all_to_all", "ep", size, times, over)
 
 
-def _crossing(job: _Job, experts: Experts) -> Expr:
+def _crossing(job: Job, experts: Experts) -> Expr:
     """Other domains that a token goes to, on average over even routing.
 
     A domain is missed with the chance that none of k different experts is one of its own.
@@ -318,43 +248,50 @@ def _crossing(job: _Job, experts: Experts) -> Expr:
 # --- data parallelism -------------------------------------------------------------------
 
 
-def _data(job: _Job, path: str, dimension: Dimension, held: Expr, times: Expr) -> Iterator[Message]:
+def _data(job: Job, path: str, dimension: Dimension, held: Expr, times: Expr) -> Iterator[Message]:
     """Gradients summed, weights gathered, for `held` weights of a rank's model.
 
+    They are worked with `times` by each micro-batch. DualPipe's two copies add up theirs.
     Replicas of shards are summed once a step, whatever is reduced inside for each micro-batch
     (MiCS, Zhang 2022, 2205.00119, section 3.4; FSDP2's `set_requires_all_reduce`).
     """
     grads, weights = held * job.bytes_grad, held * job.bytes_weight
     zero, path = job.layout.zero, f"dp/{path}"
-    if zero == 0:
-        yield Message(f"{path}/grads", "all_reduce", dimension, grads, times)
-        return
-    each = times * job.n_micro
-    gathers = {1: times, 2: times, 3: (2 if job.exchange.reshard else 1) * each}[zero]
+    once, each = times * job.copies, times * job.n_micro
     part = dimension
     if job.layout.shard is not None:
         part = "shard" if dimension == "dp" else "expert_shard"
+    if job.copies > 1:
+        among = job.groups[part].size if zero else 1
+        yield Message(f"{path}/copies", "send", "pp", grads / among, once)
+    if zero == 0:
+        yield Message(f"{path}/grads", "all_reduce", dimension, grads, once)
+        return
+    gathers = {1: once, 2: once, 3: (2 if job.exchange.reshard else 1) * each}[zero]
+    if job.layout.shard is not None:
         own = grads / job.ways.sizes()[part][0]
-        yield Message(f"{path}/replicas", "all_reduce", "replica", own, times)
-    yield Message(f"{path}/grads", "reduce_scatter", part, grads, times if zero == 1 else each)
+        yield Message(f"{path}/replicas", "all_reduce", "replica", own, once)
+    yield Message(f"{path}/grads", "reduce_scatter", part, grads, once if zero == 1 else each)
     yield Message(f"{path}/weights", "all_gather", part, weights, gathers)
 
 
-def _data_ends(job: _Job) -> Iterator[Message]:
+def _data_ends(job: Job) -> Iterator[Message]:
     """The parts beside the layers: the last stage has the head, and a copy of a tied table."""
+    first, last = job.ends
+    together = job.layout.schedule in ("dualpipe", "dualpipev")
     for part in job.root.parts:
         held = _held(part, job.ways.tp, job.ways.tp)
         if part.name in job.setting.arch.kinds or held == number(0):
             continue
-        here = number(1)
-        if part.name == "embedding" and job.setting.arch.head.tied:
+        here = last
+        if part.name == "embedding" and job.setting.arch.head.tied and not together:
             held = where(job.ways.pp - 1, _held(part.parts[0], job.ways.tp, job.ways.tp), held)
         elif part.name == "embedding":
-            here = where(job.ways.pp - 1, 0, 1)
+            here = first
         yield from _data(job, part.name, "dp", held, here)
 
 
-def _weights_of(job: _Job, part: Part) -> Iterator[tuple[str, Dimension, Expr]]:
+def _weights_of(job: Job, part: Part) -> Iterator[tuple[str, Dimension, Expr]]:
     """A layer's weights on one rank: those that all copies have, and its experts' own."""
     kv = _kv_ways(job, part)
     yield "", "dp", _held(part, job.ways.tp, kv)
@@ -387,11 +324,12 @@ def _cut(axes: tuple[tuple[str, Expr], ...], tp: Expr, kv: Expr) -> Expr:
 # --- pipeline parallelism ---------------------------------------------------------------
 
 
-def _pipeline(job: _Job) -> Iterator[Message]:
+def between(job: Job) -> Iterator[Message]:
     """Activations to the next stage, their gradients back, at each border of a chunk.
 
     Without sequence parallelism whole: each tensor-parallel rank sends its own copy.
     """
-    times = job.n_micro * job.virtual
+    chunks = 2 if job.layout.schedule == "dualpipev" else job.virtual
+    times = job.n_micro * chunks
     yield Message("pp/forward", "send", "pp", job.stream_held, times)
     yield Message("pp/backward", "send", "pp", job.stream_held, times)

@@ -1,10 +1,13 @@
-"""Seconds of one rank's operators, forward and backward, by the path of the description."""
+"""Seconds of one rank's operators by the path of the description: forward, backward, and the
+part of backward that makes the weights' gradients, which zero-bubble schedules put off.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Literal, TypeAlias, get_args
 
 from isoflop.count.blocks import Part, Weight
 from isoflop.count.memory_split import SPLIT
@@ -13,7 +16,7 @@ from isoflop.hardware.stack import Stack
 from isoflop.plan.step.rates import ALIGNED, FLASH_BACKWARD, HEAD_RAMP, KEYS_RAMP, Rates
 from isoflop.plan.step.setting import Setting
 from isoflop.plan.step.sizes import Sizes
-from isoflop.quantity import Basis, Expr, Node, branch, leaf, maximum, minimum, number, where
+from isoflop.quantity import Basis, Expr, Node, branch, leaf, minimum, number
 from isoflop.quantity.expr import product, total
 
 #: Bytes moved backward over those forward, by kind of kernel: a norm reads its input again
@@ -22,19 +25,30 @@ BACKWARD_MOVES = {"add": Fraction(1), "rotary": Fraction(1)}
 BACKWARD_MOVES_ELSE = Fraction(3, 2)
 
 
+#: `weights` is the part of backward that makes the weights' gradients.
+Direction: TypeAlias = Literal["forward", "backward", "weights"]
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+
+
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """Seconds of a piece of work in each direction."""
+    """Seconds of a piece of work in each direction; `weights` is part of `backward`.
+
+    Only products with weights, and the table that tokens are looked up in, can put anything
+    off: kernels of norms make the gradients of weights beside those of inputs.
+    """
 
     forward: Expr
     backward: Expr
+    weights: Expr = field(default_factory=lambda: number(0))
 
     @property
     def both(self) -> Expr:
         return self.forward + self.backward
 
-    def __add__(self, other: Passes) -> Passes:
-        return Passes(self.forward + other.forward, self.backward + other.backward)
+    def of(self, direction: Direction) -> Expr:
+        seconds: Expr = getattr(self, direction)
+        return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +63,14 @@ class RankWork:
     # --- trees ---------------------------------------------------------------------
 
     def forward(self, part: Part, name: str) -> Node:
-        return self._tree(replace(part, name=name), forward=True)
+        return self._node(replace(part, name=name), None, "forward", experts=False)
 
     def backward(self, part: Part, name: str) -> Node:
-        return self._tree(replace(part, name=name), forward=False)
+        return self._node(replace(part, name=name), None, "backward", experts=False)
+
+    def weight_gradients(self, part: Part, name: str) -> Node:
+        """What of `backward` no other rank waits for; the rest makes the inputs' gradients."""
+        return self._node(replace(part, name=name), None, "weights", experts=False)
 
     def again(self, part: Part) -> Node:
         """A layer's forward pass up to what its last product reads: all that backward needs."""
@@ -74,23 +92,20 @@ class RankWork:
             forward.children, "core" if self.stack.attention == "unfused" else "activation"
         )
 
-    def _tree(self, part: Part, *, forward: bool) -> Node:
-        return self._node(part, None, forward=forward, experts=False)
-
-    def _node(self, part: Part, fused: Expr | None, *, forward: bool, experts: bool) -> Node:
+    def _node(self, part: Part, fused: Expr | None, direction: Direction, *, experts: bool) -> Node:
         if part.parts:
             inside = experts or part.name == "experts"
             children = [
-                self._node(p, shared, forward=forward, experts=inside)
+                self._node(p, shared, direction, experts=inside)
                 for p, shared in _fused(part.parts)
                 if works(p)
             ]
-            if any(p.name == "experts" for p in part.parts):
+            if direction != "weights" and any(p.name == "experts" for p in part.parts):
                 children.append(self._sorting(part))
             return branch(part.name, "seconds", children, times=self._copies(part))
         assert part.operator is not None
         passes = self.passes(part, fused_input=fused is not None, experts=experts)
-        size = passes.forward if forward else passes.backward
+        size = passes.of(direction)
         return leaf(part.name, "seconds", size, times=part.times, basis=Basis.MODELLED)
 
     def _sorting(self, part: Part) -> Node:
@@ -126,7 +141,7 @@ class RankWork:
                 return Passes(once, more * once)
             case Gather():
                 once = self.rates.move(4 * operator.elements_moved)
-                return Passes(once, once)
+                return Passes(once, once, once)
             case Loss():
                 # Logits are cast to fp32, reduced, and their gradient cast back.
                 once = self.rates.move(4 * operator.elements_moved)
@@ -135,7 +150,8 @@ class RankWork:
     def _product(self, op: Matmul, fused_input: bool, *, low: bool) -> Passes:
         """A weight's three products: output, gradient of the input, gradient of the weight.
 
-        Matrices that read one input are one kernel, so that it is read and cast once.
+        Matrices that read one input are one kernel, so that it is read and cast once. Backward
+        is two kernels; the gradient that comes in is cast before the first, the input's.
         """
         rates = self.rates
         each = rates.bytes_operand if low else number(2)
@@ -148,10 +164,11 @@ class RankWork:
         grads = 2 * self.stack.bytes_grad * weight
         depth = op.cols + first * op.rows
         backward = rates.product(2 * op.flops, depth, moved + grads, rate)
+        put_off = rates.product(op.flops, first * op.rows, (into + out) * each + grads, rate)
         if not low:
-            return Passes(forward, backward)
+            return Passes(forward, backward, put_off)
         cast = 2 + 2 * each  # read in 16 bits, written by rows and by columns
-        return Passes(forward + rates.move(into * cast), backward + rates.move(out * cast))
+        return Passes(forward + rates.move(into * cast), backward + rates.move(out * cast), put_off)
 
     def _attention(self, op: Core) -> Passes:
         if self.stack.attention == "unfused":
@@ -197,19 +214,6 @@ class RankWork:
             self._copies(p) * self.weights(p, experts=experts, dealt=dealt) for p in part.parts
         ]
         return total([own, *below])
-
-    def weights_of_stage(
-        self, layers: Iterable[tuple[Expr, Part]], ends: Iterable[Part], *, experts: bool
-    ) -> Expr:
-        """Of so many layers of each kind, and of the larger end where a pipeline parts them."""
-        kinds = [copies * self.weights(part, experts=experts) for copies, part in layers]
-        if experts:
-            return total(kinds)
-        beside = [self.weights(part, experts=False) for part in ends]
-        held = total(beside)
-        if "pp" in self.sizes:
-            held = where(self.sizes.pp - 1, maximum(*beside), held)
-        return total([*kinds, held])
 
     def _pieces(self, weight: Weight) -> Expr:
         cut = next((name for name, _ in weight.axes if name in SPLIT), None)

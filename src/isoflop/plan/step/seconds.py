@@ -7,50 +7,67 @@ evaluated here and compiled to arrays by a search.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
-from isoflop.count.blocks import Part, describe
-from isoflop.count.made import Made, T
-from isoflop.count.workload import Workload
-from isoflop.hardware.fabric import Fabric, fabric_of
+from isoflop.arch import Experts
+from isoflop.count.memory_saved import Recompute
+from isoflop.count.memory_split import Offload
 from isoflop.hardware.fitted import Beliefs
-from isoflop.hardware.stack import Stack, find_stack
-from isoflop.plan.network.exchange import Exchange
-from isoflop.plan.network.group import Dimension, Group, Ways, groups
+from isoflop.hardware.stack import find_stack
+from isoflop.plan.schedule import (
+    SOURCES,
+    DualPipe,
+    DualPipeV,
+    Interleaved,
+    OneFOneB,
+    ScheduleName,
+    Terms,
+    idle_closed,
+    n_together,
+)
 from isoflop.plan.step.constants import Constants, constants
-from isoflop.plan.step.message import Message, messages
+from isoflop.plan.step.layers import Layers
 from isoflop.plan.step.offload import BYTES_ADAM, HostRates, bytes_kept, shown
-from isoflop.plan.step.rank_work import Passes, RankWork, works
+from isoflop.plan.step.rank_work import Passes, RankWork
 from isoflop.plan.step.rates import Rates
 from isoflop.plan.step.setting import Setting
 from isoflop.plan.step.sizes import Sizes
+from isoflop.plan.step.stage import Stage
+from isoflop.plan.step.traffic import Traffic
 from isoflop.quantity import (
     Basis,
     Expr,
+    Interval,
     Node,
+    Symbol,
     branch,
-    ceil_div,
     leaf,
-    maximum,
     minimum,
     number,
     total,
-    where,
 )
 
-#: What the two ends of a model run beside its layers.
-FIRST, LAST = ("embedding",), ("final_norm", "head", "loss")
+#: What DualPipe's pairs hide of the experts' exchange and of what stages hand on. Its authors
+#: say that all of both "can be fully hidden" where the pair's kernels share the chip in the right
+#: proportion; no measured step of another trainer is known, so less is believed likely.
+SHARE_HIDDEN = Symbol(
+    "share_hidden_together",
+    0.9,
+    Basis.ASSUMED,
+    Interval(0.6, 1.0),
+    source="DeepSeek-V3 (2412.19437), section 3.2.1: fully hidden, by its authors",
+    meaning="of the experts' exchange and of sends, hidden where a forward and a backward run together",
+)
 #: What a message's path begins with, and what the tree calls it.
 TRAFFIC = {"tp": "tensor", "cp": "context", "ep": "experts"}
 
 
-def step_time(setting: Setting, beliefs: Beliefs | None = None, made: Made | None = None) -> Node:
+def step_time(setting: Setting, beliefs: Beliefs | None = None) -> Node:
     """Seconds of one step, as a tree, with its 90 % range.
 
-    `beliefs` brings other uncertain numbers than those of the setting. `made` keeps pieces for
-    settings that differ in ZeRO, recomputation and offloading alone.
+    `beliefs` brings other uncertain numbers than those of the setting.
 
     Raises:
         InputError: the chip does not compute in the setting's precision, or a group spans
@@ -65,7 +82,7 @@ def step_time(setting: Setting, beliefs: Beliefs | None = None, made: Made | Non
     >>> [child.name for child in step_time(step).children]
     ['layers', 'ends', 'data', 'optimizer']
     """
-    return _Step(setting, beliefs or setting.beliefs, made or Made()).tree()
+    return Steps.of(setting, beliefs).own.tree()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +91,9 @@ class Pieces:
 
     layers: one layer of each kind, with its host's waiting; first, last: what the two ends of
     the model add; traffic: that of one micro-batch and layer which its work does not hide;
-    send: from one chunk to the next; once: data parallelism and the optimizer. All without
-    the `error` by which the whole step is multiplied.
+    send: from one chunk to the next; hidden: what a forward and a backward save together;
+    once: data parallelism and the optimizer. All without the `error` by which the whole step
+    is multiplied.
     """
 
     layers: Mapping[str, Passes]
@@ -83,317 +101,300 @@ class Pieces:
     last: Passes
     traffic: Expr
     send: Expr
+    hidden: Expr
     once: Expr
     error: Expr
 
 
 def step_pieces(setting: Setting, beliefs: Beliefs | None = None) -> Pieces:
     """The pieces of `step_time`'s tree."""
-    return _Step(setting, beliefs or setting.beliefs, Made()).pieces()
+    return Steps.of(setting, beliefs).own.pieces()
 
 
 @dataclass(frozen=True)
-class _Step:
+class Steps:
+    """The steps of a setting under any ZeRO, recomputation, schedule and offloading; what they
+    share of each other is built once.
+    """
+
     setting: Setting
     beliefs: Beliefs
-    made: Made
 
-    def _once(self, name: str, make: Callable[[], T]) -> T:
-        """A piece that neither ZeRO nor offloading changes, made once for each recomputation."""
-        return self.made.once((name, self.setting.recompute), make)
+    @classmethod
+    def of(cls, setting: Setting, beliefs: Beliefs | None = None) -> Steps:
+        return cls(setting, setting.beliefs if beliefs is None else beliefs)
 
-    # --- what it stands on ------------------------------------------------------------
+    def step(
+        self, zero: int, recompute: Recompute, schedule: ScheduleName, offload: Offload
+    ) -> Step:
+        pipelined = self.pipelined(recompute, schedule, "activations" in offload)
+        return Step(pipelined, zero, on_host="optimizer" in offload)
 
-    @cached_property
-    def stack(self) -> Stack:
-        return find_stack(self.setting.stack, self.beliefs)
+    @property
+    def own(self) -> Step:
+        """That of the setting as it is."""
+        layout = self.setting.layout
+        return self.step(layout.zero, self.setting.recompute, layout.schedule, layout.offload)
+
+    # --- what they stand on -----------------------------------------------------------------
 
     @cached_property
     def use(self) -> Constants:
         return constants(self.beliefs)
 
     @cached_property
-    def sizes(self) -> Sizes:
-        return Sizes.of(self.setting)
-
-    @cached_property
     def work(self) -> RankWork:
         s = self.setting
-        rates = Rates.of(s.cluster.chip, s.compute, self.stack, self.beliefs)
-        return RankWork(s, self.stack, self.sizes, rates)
+        stack = find_stack(s.stack, self.beliefs)
+        rates = Rates.of(s.cluster.chip, s.compute, stack, self.beliefs)
+        return RankWork(s, stack, Sizes.of(s), rates)
 
     @cached_property
-    def fabric(self) -> Fabric:
-        """The cluster's, at the rates that collectives reach beside other kernels."""
-        return self.use.beside_kernels(fabric_of(self.setting.cluster))
+    def traffic(self) -> Traffic:
+        return Traffic(self.setting, self.work.stack, self.use)
 
     @cached_property
-    def around(self) -> dict[Dimension, Group]:
-        layout = self.setting.layout
-        return groups(Ways.of(layout), self.fabric, layout.n_accelerators)
-
-    @cached_property
-    def messages(self) -> list[Message]:
-        exchange = Exchange(
-            bytes_grad=self.stack.bytes_grad,
-            once_per_domain=self.stack.once_per_domain,
-            imbalance=self.stack.expert_imbalance,
+    def layers(self) -> Callable[[Recompute], Layers]:
+        return cache(
+            lambda recompute: Layers(
+                replace(self.work, setting=replace(self.setting, recompute=recompute))
+            )
         )
-        return [m for m in messages(self.setting, exchange) if self._heard(m)]
-
-    def _heard(self, message: Message) -> bool:
-        return self.around[message.dimension].size.value != 1
 
     @cached_property
-    def parts(self) -> dict[str, Part]:
-        """The model's own parts by name; sizes are those of one micro-batch."""
-        s = self.setting
-        job = Workload.train(s.layout.micro_batch, s.seq_len, causal_skip=True)
-        return {part.name: part for part in describe(s.arch, job).parts if works(part)}
+    def pipelined(self) -> Callable[[Recompute, ScheduleName, bool], Pipelined]:
+        return cache(lambda *varied: Pipelined(self, *varied))
 
     @cached_property
-    def kinds(self) -> dict[str, Part]:
-        return {name: part for name, part in self.parts.items() if part.is_layer}
-
-    # --- the tree -----------------------------------------------------------------------
-
-    def tree(self) -> Node:
-        children = [self._stage(), self._ends(), *self._within()]
-        if "pp" in self.sizes:
-            children += [self._bubble(), self._sends()]
-        children += [*self._data(), self._optimizer()]
-        return branch("seconds_step", "seconds", children, times=self._error)
+    def host(self) -> HostRates:
+        return HostRates.of(self.setting, self.use)
 
     @cached_property
-    def _error(self) -> Expr:
+    def error(self) -> Expr:
         """Measured over predicted seconds: of the stack, and of the model."""
-        sparse = any(map(self.work.has_experts, self.kinds.values()))
+        stack, kinds = self.work.stack, self.setting.arch.kinds.values()
+        sparse = any(isinstance(kind.feed_forward, Experts) for kind in kinds)
         error = self.use.error_of_experts if sparse else self.use.error_of_model
-        return self.stack.slowed * self.stack.residual * error
+        return stack.slowed * stack.residual * error
 
-    def pieces(self) -> Pieces:
-        layers = {
-            name: (node.find("forward").total, node.total) for name, node in self.layers.items()
-        }
-        n_micro, per_stage = self.sizes.n_micro_batches, self.setting.arch.n_layers / self.sizes.pp
-        hops = 2 * n_micro * self.sizes.virtual_pp
-        return Pieces(
-            layers={name: Passes(f, whole - f) for name, (f, whole) in layers.items()},
-            first=self._passes(*FIRST),
-            last=self._passes(*LAST),
-            traffic=total(node.total for node in self._within()) / (n_micro * per_stage),
-            send=self._sends().total / hops if "pp" in self.sizes else number(0),
-            once=total(node.total for node in [*self._data(), self._optimizer()]),
-            error=self._error,
-        )
 
-    def _stage(self) -> Node:
-        """All micro-batches through the layers of the fullest stage."""
-        kinds = [replace(node, times=self._share(name)) for name, node in self.layers.items()]
+@dataclass(frozen=True)
+class Pipelined:
+    """All micro-batches of a step through its pipeline; `copied` says that layers' activations
+    wait in the host's memory.
+    """
+
+    steps: Steps
+    recompute: Recompute
+    schedule: ScheduleName
+    copied: bool
+
+    @cached_property
+    def layers(self) -> Layers:
+        return self.steps.layers(self.recompute)
+
+    @cached_property
+    def stage(self) -> Stage:
+        layout = replace(self.steps.setting.layout, schedule=self.schedule)
+        return Stage(self.layers, layout.pipeline)
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.steps.work.sizes
+
+    @property
+    def placed(self) -> ScheduleName:
+        """The schedule, as far as it says who holds what."""
+        return self.schedule if self.stage.mirrors else "1f1b"
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        n_micro = self.sizes.n_micro_batches
+        found = [self._layers(), _leaf("ends", self.stage.ends, n_micro), *self._shown()]
+        return [*found, self._bubble(), self.sends] if "pp" in self.sizes else found
+
+    def _layers(self) -> Node:
+        """All micro-batches through the layers of the fullest rank."""
+        trees = self.layers.trees.items()
+        kinds = [replace(tree, times=self.stage.share(name)) for name, tree in trees]
         return branch("layers", "seconds", kinds, times=self.sizes.n_micro_batches)
 
-    @cached_property
-    def layers(self) -> dict[str, Node]:
-        """The work of one layer of each kind on one micro-batch."""
-        of = self.kinds.items()
-        return self._once("layers", lambda: {name: self._layer(part) for name, part in of})
-
-    def _layer(self, part: Part) -> Node:
-        forward = self.work.forward(part, "forward")
-        children = [forward, self.work.backward(part, "backward")]
-        match self.setting.recompute:
-            case "full":
-                again = self.work.again(part) if self.stack.recompute_stops_early else forward
-                children.append(replace(again, name="recompute"))
-            case "selective":
-                children.append(branch("recompute", "seconds", self.work.selected(forward)))
-            case "none":
-                pass
-        busy = total(child.total for child in children)
-        children.append(leaf("host", "seconds", self._waits(part, busy), basis=Basis.MODELLED))
-        return branch(part.name, "seconds", children)
-
-    def _waits(self, part: Part, busy: Expr) -> Expr:
-        """The accelerator waits where its host is slower to issue a layer than it to run it."""
-        stack = self.stack
-        dealt = self.work.has_experts(part) and not stack.experts_padded
-        host = stack.seconds_host_experts if dealt else stack.seconds_host_layer
-        return maximum(0, host - busy)
-
-    # --- stages ---------------------------------------------------------------------------
+    # --- traffic of each micro-batch ----------------------------------------------------------
 
     @cached_property
-    def _chunks(self) -> Expr:
-        return self.sizes.ways("pp", "virtual_pp")
-
-    @cached_property
-    def _uneven(self) -> Expr:
-        """Above zero where chunks do not hold equally many layers."""
-        n = self.setting.arch.n_layers
-        return ceil_div(n, self._chunks) * self._chunks - n
-
-    @cached_property
-    def _slots(self) -> Expr:
-        """Layers on the fullest stage: an even share, or with both ends counted as layers."""
-        n = self.setting.arch.n_layers
-        if "pp" not in self.sizes:
-            return number(n)
-        fullest = ceil_div(n + 2, self._chunks) * self.sizes.ways("virtual_pp")
-        return where(self._uneven, fullest, n / self.sizes.pp)
-
-    def _share(self, kind: str) -> Expr:
-        """Layers of one kind on the fullest stage.
-
-        Where only some layers have experts, that is a stage without the others: all stages
-        wait for the slowest.
-        """
-        arch = self.setting.arch
-        count, slots = arch.times(kind), self._slots
-        if count == arch.n_layers:
-            return slots
-        dealt = sum(arch.times(k) for k, p in self.kinds.items() if self.work.has_experts(p))
-        if "pp" not in self.sizes or dealt in (0, arch.n_layers):
-            return slots * count / arch.n_layers
-        slow = minimum(slots, dealt)
-        if self.work.has_experts(self.kinds[kind]):
-            return slow * count / dealt
-        return (slots - slow) * count / (arch.n_layers - dealt)
-
-    @cached_property
-    def _one_layer(self) -> Expr:
-        """Seconds of a layer's work, on average over kinds."""
-        arch = self.setting.arch
-        times = (node.total * arch.times(name) for name, node in self.layers.items())
-        return self._once("one layer", lambda: total(times) / arch.n_layers)
-
-    def _passes(self, *names: str) -> Passes:
-        parts = [self.parts[name] for name in names if name in self.parts]
-        return Passes(
-            total(self.work.forward(part, part.name).total for part in parts),
-            total(self.work.backward(part, part.name).total for part in parts),
-        )
-
-    @cached_property
-    def _first(self) -> Expr:
-        return self._once("first", lambda: self._passes(*FIRST).both)
-
-    @cached_property
-    def _last(self) -> Expr:
-        return self._once("last", lambda: self._passes(*LAST).both)
-
-    def _ends(self) -> Node:
-        """What the embedding or the head adds to the fullest stage, one micro-batch."""
-        size = self._first + self._last
-        if "pp" in self.sizes:
-            most = maximum(self._first, self._last)
-            uneven = maximum(0, most - self._one_layer)
-            size = where(self.sizes.pp - 1, where(self._uneven, uneven, most), size)
-        return self._leaf("ends", size, self.sizes.n_micro_batches)
-
-    def _bubble(self) -> Node:
-        """Idle time of 1F1B: one micro-batch through the other stages, cut by the chunks."""
-        n, pp = self.setting.arch.n_layers, self.sizes.pp
-        busy = total(node.total for node in self._within()) / self.sizes.n_micro_batches
-        elsewhere = (pp - 1) / pp * (n * self._one_layer + self._first + self._last)
-        size = (elsewhere + (pp - 1) * busy) / self.sizes.ways("virtual_pp")
-        source = "Narayanan 2021 (2104.04473), section 2.2"
-        return leaf("bubble", "seconds", size, basis=Basis.MODELLED, source=source)
-
-    # --- messages ---------------------------------------------------------------------------
-
-    def _seconds(self, chosen: Iterable[Message]) -> Expr:
-        """Seconds of messages one after the other."""
-        return total(m.times * m.seconds(self.around, self.fabric) for m in chosen)
-
-    def _within(self) -> list[Node]:
-        """Traffic of each micro-batch that its work does not hide."""
-        return [*self._once("traffic", self._among_ranks), *self._offloaded()]
-
-    def _among_ranks(self) -> list[Node]:
+    def within(self) -> list[Node]:
+        """What its work does not hide."""
+        sent = self.steps.traffic.within(self.placed, self.recompute == "full")
         found = []
         for prefix, name in TRAFFIC.items():
-            chosen = [m for m in self.messages if m.path.startswith(f"{prefix}/")]
+            chosen = [(path, size) for path, size in sent if path.startswith(f"{prefix}/")]
             if chosen:
-                found.append(self._leaf(name, self._shown(prefix, chosen)))
-        return found
+                found.append(_leaf(name, self._left(prefix, chosen)))
+        return [*found, *([self._offloaded()] if self.copied else [])]
 
-    def _offloaded(self) -> list[Node]:
+    def _offloaded(self) -> Node:
         """Copies of the layers' activations to the host and back that their work does not hide."""
-        if "activations" not in self.setting.layout.offload:
-            return []
-        host = HostRates.of(self.setting, self.use)
-        kept = {n: bytes_kept(self.setting, self.stack, part) for n, part in self.kinds.items()}
-        each = (self._share(n) * host.copies(kept[n], self.layers[n]) for n in kept)
-        return [self._leaf("offload", total(each), self.sizes.n_micro_batches)]
+        setting, stack, host = self.layers.setting, self.steps.work.stack, self.steps.host
+        each = (
+            self.stage.share(name)
+            * host.copies(bytes_kept(setting, stack, part), self.layers.trees[name])
+            for name, part in self.layers.kinds.items()
+        )
+        return _leaf("offload", total(each), self.sizes.n_micro_batches)
 
-    def _shown(self, prefix: str, chosen: list[Message]) -> Expr:
+    def _left(self, prefix: str, chosen: list[tuple[str, Expr]]) -> Expr:
+        stack, use = self.steps.work.stack, self.steps.use
+        size = total(size for _, size in chosen)
         match prefix:
             case "tp":
-                again = [m for m in chosen if m.path.endswith("gather_again")]
-                rest = [m for m in chosen if m not in again]
-                left: Expr = self.use.share_shown_tensor
-                if self.stack.overlaps_tensor:
-                    return left * self._seconds(chosen)
-                return self._seconds(rest) + left * self._seconds(again)
-            case "cp" if self.setting.layout.cp_by != "ring":
-                return self._seconds(chosen)  # attention waits for them
+                left: Expr = use.share_shown_tensor
+                if stack.overlaps_tensor:
+                    return left * size
+                again = [s for path, s in chosen if path.endswith("gather_again")]
+                rest = [s for path, s in chosen if not path.endswith("gather_again")]
+                return total(rest) + left * total(again)
+            case "cp" if self.steps.setting.layout.cp_by != "ring":
+                return size  # attention waits for them
             case "cp":
                 core = total(
-                    self._share(name) * self.work.forward(part, name).find("attention/core").total
-                    for name, part in self.kinds.items()
+                    self.stage.share(name) * tree.find("forward/attention/core").total
+                    for name, tree in self.layers.trees.items()
                 )
-                beside = 3 * core * self.sizes.n_micro_batches
-                return shown(beside, self._seconds(chosen), self.use.share_shown_data)
+                return shown(3 * core * self.sizes.n_micro_batches, size, use.share_shown_data)
             case _:
-                if self.stack.overlaps_experts:
-                    return self.use.share_shown_experts * self._seconds(chosen)
-                return self._seconds(chosen)
+                return use.share_shown_experts * size if stack.overlaps_experts else size
 
-    def _sends(self) -> Node:
-        """Activations and gradients handed to the next stage.
+    def _shown(self) -> list[Node]:
+        """What of it adds to a step: less what DualPipe's pairs hide of the experts' exchange."""
+        schedule = self.stage.schedule
+        if not isinstance(schedule, DualPipe | DualPipeV):
+            return self.within
+        saved = n_together(schedule, self._terms(number(0))) * self.hidden
+        return [
+            _leaf(node.name, node.size - saved) if node.name == "experts" else node
+            for node in self.within
+        ]
+
+    @cached_property
+    def hidden(self) -> Expr:
+        """Seconds that a forward and a backward through one chunk save together."""
+        exchange = [node.total for node in self.within if node.name == "experts"]
+        if not self.stage.mirrors or not exchange:
+            return number(0)
+        own = self.stage.terms(self._busy, number(0), number(0))
+        one = SHARE_HIDDEN * exchange[0] / self.sizes.n_micro_batches
+        return minimum(one, own.forward, own.backward) * self.stage.n_copies / 2
+
+    # --- waiting ------------------------------------------------------------------------------
+
+    def _bubble(self) -> Node:
+        """Idle time of the schedule where sends take none.
+
+        1F1B waits for one micro-batch through the other stages, cut by the chunks.
+        """
+        match schedule := self.stage.schedule:
+            case OneFOneB() | Interleaved():
+                size = self.stage.elsewhere(self._busy) / self.sizes.ways("virtual_pp")
+            case _:
+                size = idle_closed(schedule, self._terms(number(0)))
+        return leaf("bubble", "seconds", size, basis=Basis.MODELLED, source=SOURCES[self.schedule])
+
+    def _terms(self, send: Expr) -> Terms:
+        return self.stage.terms(self._busy, send, self.hidden)
+
+    @cached_property
+    def _busy(self) -> Expr:
+        """Seconds of one micro-batch's traffic on one rank."""
+        return total(node.total for node in self.within) / self.sizes.n_micro_batches
+
+    @cached_property
+    def sends(self) -> Node:
+        """Activations and gradients handed to the next stage, as far as ranks wait for them."""
+        match schedule := self.stage.schedule:
+            case OneFOneB() | Interleaved():
+                size = self._sent
+            case DualPipe() | DualPipeV():
+                size = (1 - SHARE_HIDDEN) * self._sent
+            case _:
+                waited = idle_closed(schedule, self._terms(self.send))
+                size = waited - idle_closed(schedule, self._terms(number(0)))
+        return _leaf("sends", size)
+
+    @property
+    def send(self) -> Expr:
+        """One of them; those that DualPipe's pairs hide are not waited for one by one."""
+        if "pp" not in self.sizes or self.stage.mirrors:
+            return number(0)
+        return self._sent / (2 * self.sizes.n_micro_batches * self.sizes.virtual_pp)
+
+    @cached_property
+    def _sent(self) -> Expr:
+        """All of them one after the other.
 
         Where they are whole on each tensor rank, each sends its part (Narayanan 2021,
         2104.04473, section 4.1; DeepSpeed's partitioned tensors).
         """
-        size = self._seconds(m for m in self.messages if m.path.startswith("pp/"))
-        if not self.setting.layout.sequence_parallel:
+        size = self.steps.traffic.between(self.placed)
+        if not self.steps.setting.layout.sequence_parallel:
             size = size / self.sizes.ways("tp")
-        if self.stack.overlaps_data:
-            size = self.use.share_shown_data * size
-        return self._leaf("sends", size)
+        overlaps = self.steps.work.stack.overlaps_data
+        return self.steps.use.share_shown_data * size if overlaps else size
 
-    def _data(self) -> list[Node]:
+
+@dataclass(frozen=True)
+class Step:
+    """A step: its pipeline, and what comes once; `on_host` says where Adam works."""
+
+    pipelined: Pipelined
+    zero: int
+    on_host: bool
+
+    def tree(self) -> Node:
+        children = [*self.pipelined.nodes, *self._once()]
+        return branch("seconds_step", "seconds", children, times=self.pipelined.steps.error)
+
+    def pieces(self) -> Pieces:
+        p = self.pipelined
+        n_micro, per_stage = p.sizes.n_micro_batches, p.steps.setting.arch.n_layers / p.sizes.pp
+        once = [*self._once(), *([p.sends] if p.stage.mirrors else [])]
+        return Pieces(
+            layers=p.layers.passes,
+            first=p.layers.first,
+            last=p.layers.last,
+            traffic=total(node.total for node in p.within) / (n_micro * per_stage),
+            send=p.send,
+            hidden=p.hidden,
+            once=total(node.total for node in once),
+            error=p.steps.error,
+        )
+
+    def _once(self) -> list[Node]:
+        sent = self.pipelined.steps.traffic.once(self.pipelined.placed, self.zero)
+        return [*([] if sent == number(0) else [self._data(sent)]), self._optimizer()]
+
+    def _data(self, size: Expr) -> Node:
         """Gradients reduced and weights gathered that the work beside them does not hide."""
-        chosen = [m for m in self.messages if m.path.startswith("dp/")]
-        if not chosen:
-            return []
-        size = self._seconds(chosen)
-        if self.stack.overlaps_data:
-            beside = self._slots * self._one_layer
-            if self.setting.layout.zero >= 2:
-                beside = beside * self.sizes.n_micro_batches
-            size = shown(beside, size, self.use.share_shown_data)
-        return [self._leaf("data", size)]
-
-    def _leaf(self, name: str, size: Expr, times: Expr | int = 1) -> Node:
-        return leaf(name, "seconds", size, times=times, basis=Basis.MODELLED)
-
-    # --- once per step ------------------------------------------------------------------------
+        p = self.pipelined
+        if p.steps.work.stack.overlaps_data:
+            beside = p.stage.slots * p.layers.average
+            if self.zero >= 2:
+                beside = beside * p.sizes.n_micro_batches
+            size = shown(beside, size, p.steps.use.share_shown_data)
+        return _leaf("data", size)
 
     def _optimizer(self) -> Node:
         """Adam over the weights of the fullest stage."""
-        shared, dealt = self._held(experts=False), self._held(experts=True)
-        if self.setting.layout.zero:
-            everywhere = self.setting.layout.shard is None
-            among = self.sizes.ways(*(("dp", "cp") if everywhere else ("shard",)))
-            shared, dealt = shared / among, dealt * self.sizes.ways("ep") / among
-        if "optimizer" in self.setting.layout.offload:
-            host = HostRates.of(self.setting, self.use)
-            return self._leaf("optimizer", host.update(shared + dealt, self.stack.bytes_grad))
-        return self._leaf("optimizer", self.work.rates.move(BYTES_ADAM * (shared + dealt)))
+        p = self.pipelined
+        shared, dealt = (p.stage.weights(experts=e) for e in (False, True))
+        if self.zero:
+            everywhere = p.steps.setting.layout.shard is None
+            among = p.sizes.ways(*(("dp", "cp") if everywhere else ("shard",)))
+            shared, dealt = shared / among, dealt * p.sizes.ways("ep") / among
+        if self.on_host:
+            update = p.steps.host.update(shared + dealt, p.steps.work.stack.bytes_grad)
+            return _leaf("optimizer", update)
+        return _leaf("optimizer", p.steps.work.rates.move(BYTES_ADAM * (shared + dealt)))
 
-    def _held(self, *, experts: bool) -> Expr:
-        """Weights of the fullest stage on one rank."""
-        layers = [(self._share(name), part) for name, part in self.kinds.items()]
-        ends = [self.parts[name] for name in ("embedding", "head")]
-        return self.work.weights_of_stage(layers, ends, experts=experts)
+
+def _leaf(name: str, size: Expr, times: Expr | int = 1) -> Node:
+    return leaf(name, "seconds", size, times=times, basis=Basis.MODELLED)

@@ -14,8 +14,9 @@ from isoflop.hardware.chip import Precision as Format
 from isoflop.plan.assumed import assumption_json
 from isoflop.plan.economics import dollars, energy_mwh, price_of, tonnes_co2e
 from isoflop.plan.goodput import NeverEnds, Rhythm, Trouble
-from isoflop.plan.layout import Layout, Refusal
+from isoflop.plan.layout import Layout
 from isoflop.plan.memory.place import barely, bytes_per_host
+from isoflop.plan.memory.refusal import Refusal
 from isoflop.plan.training.ask import UNKNOWN, TrainAsk, problems_of
 from isoflop.plan.training.put import Put, put
 from isoflop.plan.training.quickest import Ranking

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from isoflop.count.blocks import beside
 from isoflop.count.memory_saved import RECOMPUTES
 from isoflop.errors import Infeasible, InputError
-from isoflop.plan.layout import Layout, Refusal
+from isoflop.plan.layout import Layout
 from isoflop.plan.memory.place import place
+from isoflop.plan.memory.refusal import Refusal
 from isoflop.plan.step.seconds import step_time
 from isoflop.plan.training.ask import TrainAsk
 from isoflop.plan.training.quickest import Ranking, quickest

@@ -7,7 +7,6 @@ runs the best event by event; it needs numpy, and seconds.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,9 +14,12 @@ from typing import Any, Literal, TypeAlias
 
 from isoflop.count.blocks import Part, describe
 from isoflop.count.memory_saved import RECOMPUTES, Recompute
-from isoflop.plan.layout import Layout, Refusal, broken_rules, legal_layouts
-from isoflop.plan.memory.formula import Content, stages_by_content
+from isoflop.plan.layout import Layout, broken_rules, legal_layouts
+from isoflop.plan.memory.flight import Share, in_flight, shares_unlike
+from isoflop.plan.memory.formula import Content
 from isoflop.plan.memory.place import weigh
+from isoflop.plan.memory.refusal import Refusal
+from isoflop.plan.memory.shard import memory_training_varied, shards_of
 from isoflop.plan.step.seconds import step_time
 from isoflop.plan.step.setting import Setting
 from isoflop.plan.step.sizes import SIZES, sizes_of
@@ -231,9 +233,7 @@ class _Clock(_Formulas):
 
 @dataclass(frozen=True)
 class _Scale(_Formulas):
-    known: dict[tuple[int, int], list[tuple[int, Content, Counter[str]]]] = field(
-        default_factory=dict
-    )
+    known: dict[tuple[int, int], dict[int, Share]] = field(default_factory=dict)
 
     @cached_property
     def root(self) -> Part:
@@ -244,18 +244,24 @@ class _Scale(_Formulas):
         sizes, stages = self.sizes(layout), self.stages(layout.pp, layout.virtual)
         return max(
             float(self._run(content, layout.zero, policy)(
-                *sizes, stage, *(kinds[kind] for kind in content.kinds))[0])
-            for stage, content, kinds in stages
+                *sizes, stage, *content.counted(share).values())[0])
+            for stage, share in stages.items() for content in [Content.of(share)]
         )  # fmt: skip
 
-    def stages(self, pp: int, virtual: int) -> list[tuple[int, Content, Counter[str]]]:
+    def stages(self, pp: int, virtual: int) -> dict[int, Share]:
+        """What stages hold that may hold most."""
         if (pp, virtual) not in self.known:
-            self.known[pp, virtual] = list(stages_by_content(self.ask.work.arch, pp, virtual))
+            layout = Layout(pp=pp, virtual=virtual)
+            self.known[pp, virtual] = shares_unlike(self.ask.work.arch, layout)
         return self.known[pp, virtual]
 
     def _run(self, content: Content, zero: Literal[0, 1, 2, 3], policy: Recompute) -> Compiled:
         def formula() -> Expr:
-            job = replace(self.ask.job, recompute=policy)
-            return content.formula(job, self.root, self.template(zero)).total
+            template = self.template(zero)
+            flight = in_flight(template, shards_of(template), 0, 1)
+            trees = memory_training_varied(
+                self.ask.job, self.root, template, content.share, flight, [(zero, policy, "none")]
+            )
+            return trees[0].total
 
-        return self.run((content, zero, policy), formula, content.over)
+        return self.run((content, zero, policy), formula, (*SIZES, "stage", *content.counts))
