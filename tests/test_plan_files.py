@@ -449,7 +449,8 @@ def test_a_search_prints_one_screen_and_json_of_its_schema(
     data = said(capsys, *ASK, "--search", "--recompute", "none", "--dp", "2", "--json")
     validate("plan train", data)
     search = json.loads(data)["search"]
-    assert 0 < search["fit"] <= search["evaluated"]
+    assert search["fit"] > 0
+    assert search["fit"] + search["refused"] == search["evaluated"]
     assert search["best"]["layout"]["dp"] == 2
 
 

@@ -110,6 +110,7 @@ class Search(Out):
 
     evaluated: int
     fit: int
+    refused: int
     seconds: float
     seconds_cpu: float
     simulated: int

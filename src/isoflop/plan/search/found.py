@@ -144,8 +144,8 @@ class Sway:
 class Counters:
     """What a search did with the legal layouts.
 
-    Of `evaluated` memory and time were both computed, and `fit` of them fit. `seconds` are from the question to the
-    ranked layouts, `seconds_cpu` those of the one core that worked; `seconds_simulation` come on top.
+    Of `evaluated` memory and time were both computed; `fit` of them fit, the others are `refused`.
+    `seconds` are from the question to the ranked layouts, `seconds_cpu` those of the one core that worked; `seconds_simulation` come on top.
     """
 
     evaluated: int
@@ -156,12 +156,17 @@ class Counters:
     seconds_simulation: float
 
     @property
+    def refused(self) -> int:
+        return self.evaluated - self.fit
+
+    @property
     def plans_per_second_per_core(self) -> float:
         return self.evaluated / self.seconds_cpu
 
     def to_json(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in self.__slots__}
-        return {**own, "plans_per_second_per_core": self.plans_per_second_per_core}
+        named = ("refused", "plans_per_second_per_core")
+        return {**own, **{name: getattr(self, name) for name in named}}
 
 
 @dataclass(frozen=True, slots=True)
