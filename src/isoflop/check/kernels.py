@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from isoflop.arch.spec import LayerNorm, RmsNorm, Rope
 from isoflop.attention import attention
 from isoflop.model.loss import surprisal, surprisal_gradient_
-from isoflop.model.parts import ACTIVATIONS, make_norm
+from isoflop.model.parts import ACTIVATIONS, clamped_unit, make_norm
 from isoflop.model.rotary import Rotation
 from isoflop.train.data import Batches
 from isoflop.train.optim import Optimizer, adamw
@@ -303,6 +303,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("add", ("elements",), (_ELEMENTS,), _add, lambda n: 2 * n),
     Kernel("multiply", ("elements",), (_ELEMENTS,), _multiply, lambda n: 4 * n),
     *(_elementwise(name, operation) for name, operation in ACTIVATIONS.items()),
+    _elementwise("silu_clamped", lambda x: clamped_unit(x, x)),  # its product too
     Kernel("gather", ("rows", "width", "table"), ((64, 1024, 8192), (64, 512), (256, 8192)),
            _gather, lambda m, n, v: m * n + 2 * v * n),
     Kernel("loss", ("rows", "classes"), ((64, 512, 2048), (256, 2048)), _loss, lambda m, n: 3 * m * n),

@@ -294,10 +294,18 @@ def render_run(ran: RunCheck) -> str:
             f"\na real run, in a process of its own; the machine was {ran.pace:.2f} times as slow as "
             "when calibrated, which the prediction takes in",
             table(head, ["", "predicted", "measured", "miss"], "lrrr"),
+            *_untimed(ran),
             "\nthe largest operators, measured under a profiler; miss in parts of the step",
             table(parts, ["", "predicted", "measured", "miss"], "lrrr"),
         ]
     )
+
+
+def _untimed(ran: RunCheck) -> list[str]:
+    if not ran.untimed:
+        return []
+    fields = ", ".join(ran.untimed)
+    return [f"predicted as fused attention, which a CPU has none of with {fields}: too little"]
 
 
 def _part(difference: float, whole: float) -> str:

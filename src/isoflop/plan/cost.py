@@ -79,6 +79,8 @@ def uses(part: Part, d_head: Expr | None = None) -> tuple[Use, ...]:
         case Pointwise("rotary", _, writes) if d_head is not None:
             # Queries and keys turn in a call each; both are priced as halves of one length.
             return (Use("rotary", (writes / d_head / 2, d_head)),) * 2
+        case Pointwise("silu_clamped_gate", _, writes):
+            return (Use("silu_clamped", (writes,)),)
         case Pointwise(kind, _, writes) if kind.endswith("_gate"):
             return (Use(kind.removesuffix("_gate"), (writes,)), Use("multiply", (writes,)))
         case Pointwise(kind, _, writes):

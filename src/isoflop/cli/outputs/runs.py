@@ -46,6 +46,7 @@ class RunCheck(Out):
     steps: int
     seconds_cpu: float
     peak_source: str
+    untimed: list[str]
 
 
 class OperatorSeconds(Out):
