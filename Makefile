@@ -85,8 +85,9 @@ bench-train-step: .venv-bench.stamp ## a training step against transformers, lit
 	.venv-bench/bin/python -m pip install --quiet --no-deps litgpt==0.5.13
 	touch .venv-bench.stamp
 
-fuzz: .venv.stamp ## 6 minutes: 10,000 malformed inputs of each kind
+fuzz: .venv.stamp ## 15 minutes: examples drawn anew, and 10,000 malformed inputs of each kind
 	OMP_NUM_THREADS=1 ISOFLOP_MALFORMED=10000 $(BIN)/python -m pytest -q tests/test_malformed.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m hypothesis --hypothesis-profile new
 
 clean: ## remove what make made
 	rm -rf .venv .venv.stamp .venv-emit .venv-bench .venv-bench.stamp demo-out
