@@ -23,6 +23,7 @@ from isoflop.check.published.run_recipes import RECIPES
 from isoflop.check.published.runs import LONGEST, plan_of
 from isoflop.check.published.shapes import Skip
 from isoflop.check.published.table import Cells
+from isoflop.plan.assumed import OVERRUN
 from isoflop.plan.economics import energy_mwh, tonnes_co2e
 from isoflop.plan.training.plan import TrainPlan
 from isoflop.plan.training.work import Work, accelerator_seconds
@@ -53,6 +54,17 @@ class Line:
     def held(self) -> bool:
         interval = self.predicted.interval
         return interval is not None and self.published in interval
+
+    @property
+    def source(self) -> str:
+        """Who published it: one hand, one way of counting hours."""
+        return self.row["source"].split()[0].partition("@")[0]
+
+    @property
+    def overrun(self) -> float:
+        """What the run took over what is planned without an overrun."""
+        assert OVERRUN.given is not None
+        return self.published / float(self.predicted.value) * float(OVERRUN.given)
 
     def __str__(self) -> str:
         interval = self.predicted.interval
@@ -156,6 +168,31 @@ def table(found: list[Line]) -> str:
     return "\n".join([HEAD, *map(str, found), "", last])
 
 
+def overrun_of(found: list[Line]) -> float:
+    """The median of the sources' medians: a source with many runs counts once."""
+    sources = {line.source for line in found}
+    return statistics.median(
+        statistics.median(x.overrun for x in found if x.source == source) for source in sources
+    )
+
+
+def left_out(found: list[Line]) -> str:
+    """Each source's hours with the overrun of the others."""
+    told = ["| source | runs | its own overrun | the others' | error on average | bias |",
+            "|---|--:|--:|--:|--:|--:|"]  # fmt: skip
+    errors = []
+    for source in sorted({line.source for line in found}):
+        own = [line for line in found if line.source == source]
+        others = overrun_of([line for line in found if line.source != source])
+        off = [others / line.overrun - 1 for line in own]
+        told.append(f"| {source} | {len(own)} | {overrun_of(own):.2f} | {others:.2f} | "
+                    f"{statistics.mean(map(abs, off)):.0%} | {statistics.mean(off):+.0%} |")  # fmt: skip
+        errors += off
+    told.append(f"| all | {len(found)} | {overrun_of(found):.2f} | | "
+                f"{statistics.mean(map(abs, errors)):.1%} | {statistics.mean(errors):+.1%} |")  # fmt: skip
+    return "\n".join([*told, "", f"In the middle {statistics.median(map(abs, errors)):.1%}."])
+
+
 def inputs(rows: list[Row]) -> Iterator[str]:
     """How each row was planned, and which of it was known."""
     yield "| row | model | accelerators | software | layout | recompute | known |"
@@ -201,6 +238,7 @@ def page(rows: list[Row]) -> str:
     tables = {name: table(lines(rows, name)) for name in PUBLISHED}
     return text.format(
         n_rows=len(rows),
+        left_out=left_out(lines(rows, "hours")),
         own="\n".join(own(rows)),
         inputs="\n".join(inputs(rows)),
         skipped="\n".join(skipped),
