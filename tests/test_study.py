@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from isoflop.cli.demo import Story, prepare
+from isoflop.cli.demo import Story, prepare, threads_for
 from isoflop.cli.outputs import validate
 from isoflop.count import Workload
 from isoflop.errors import Fault, Infeasible, InputError
@@ -196,3 +196,13 @@ def test_a_failing_run_is_told_with_its_reason(tmp_path: Path) -> None:
     ).rungs[0]
     with pytest.raises(Fault, match="no-such-file"):
         launch.run(rung, tmp_path / "run", data="no-such-file")
+
+
+@pytest.mark.parametrize(
+    ("cores", "load", "threads"), [(4, 0.3, 2), (4, 2.2, 2), (4, 2.8, 1), (4, 9.0, 1), (1, 0.0, 1)]
+)
+def test_two_threads_only_where_two_cores_are_idle(
+    cores: int, load: float, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    assert threads_for(cores) == threads
