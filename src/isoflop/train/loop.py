@@ -44,7 +44,7 @@ from isoflop.train.data import (
     validation_batches,
 )
 from isoflop.train.interrupt import Interrupt
-from isoflop.train.optim import Optimizer, adamw, learning_rate
+from isoflop.train.optim import Optimizer, adamw, learning_rate, mup_problems, widening
 from isoflop.train.recipe import Balance, Recipe
 
 OnStep: TypeAlias = Callable[[Mapping[str, Any]], None]
@@ -146,11 +146,15 @@ class Trainer:
         self.flops_per_token = flops_per_token
         self.balancer = Balancer(recipe.balance or Balance())
         self.model = build_decoder(
-            arch, device=device, seed=recipe.seed, dispatch=self.balancer.dispatch
+            arch,
+            device=device,
+            seed=recipe.seed,
+            init="gpt2" if recipe.mup_base_width is None else "mup",
+            dispatch=self.balancer.dispatch,
         )
         if recipe.compile:
             compile_layers(self.model)
-        self.optimizer = Optimizer(adamw(self.model, recipe), recipe)
+        self.optimizer = Optimizer(adamw(self.model, recipe, widening(recipe, arch)), recipe)
         self.batches = _training(recipe, corpus)
         self.validation = _validation(recipe, corpus)
         self.step = 0
@@ -314,7 +318,7 @@ def summarize(arch: Arch) -> dict[str, Any]:
 def _check(recipe: Recipe, arch: Arch, corpus: ByteCorpus, device: str) -> None:
     """Everything that can be known to be wrong before the first step, all at once."""
     problems = [*decoder_problems(arch), *(compile_problems(device) if recipe.compile else [])]
-    problems += balance_problems(recipe.balance, arch)
+    problems += [*balance_problems(recipe.balance, arch), *mup_problems(recipe, arch)]
     if arch.vocab_size < VOCAB_SIZE:
         problems.append(
             Problem("vocab_size", arch.vocab_size, f"is at least {VOCAB_SIZE}, the bytes")
