@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,7 +32,7 @@ def export(
     output
         The folder to make, new or empty.
     to
-        hf: config.json and safetensors, for transformers' `from_pretrained`.
+        hf: config.json, safetensors and a tokenizer of bytes, for transformers' `from_pretrained`.
     precision
         What to cast the weights to; as the checkpoint has them when not given.
     max_shard
@@ -39,7 +40,9 @@ def export(
     """
     import torch
 
+    from isoflop.infer.tokens import byte_tokenizer_files
     from isoflop.model.weights.write import MAX_SHARD_BYTES, save_model
+    from isoflop.train.data import SEPARATOR
     from isoflop.train.trained import load_trained
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: None}
@@ -47,7 +50,9 @@ def export(
     for line in trained.notes:
         note(line)
     most = max_shard or MAX_SHARD_BYTES
-    save_model(trained.model, output, dtype=dtypes[precision], max_shard_bytes=most)
+    beside = byte_tokenizer_files(trained.model.arch.max_seq_len)
+    beside["generation_config.json"] = json.dumps({"eos_token_id": SEPARATOR[0]}, indent=2) + "\n"
+    save_model(trained.model, output, dtype=dtypes[precision], max_shard_bytes=most, beside=beside)
     sizes = {path.name: path.stat().st_size for path in sorted(output.iterdir())}
     data: dict[str, Any] = {
         "run_dir": str(run),
