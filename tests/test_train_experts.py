@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -14,6 +16,7 @@ import torch
 
 from isoflop.arch import Arch, llama
 from isoflop.arch.families import mixtral
+from isoflop.arch.toml import spec_from_table
 from isoflop.errors import InputError
 from isoflop.model import build_decoder
 from isoflop.model.experts import Capacity, Dropless, ExpertsModule, Router, record_routing
@@ -240,6 +243,15 @@ def test_balance_is_read_from_a_table_and_all_that_is_wrong_in_it_is_listed():
     assert "did you mean z_loss_weight?" in str(caught.value)
     with pytest.raises(InputError, match="balance=3: must hold: is a table"):
         parse_recipe({**table, "balance": 3})
+
+
+def test_the_recipe_of_the_page_trains(tmp_path):
+    page = Path(__file__).parent.parent / "docs" / "training.md"
+    (text,) = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    recipe = replace(parse_recipe(tomllib.loads(text)), steps=16, eval_bytes=256)
+    train(recipe, spec_from_table(recipe.model, "page"), CORPUS, tmp_path)
+    told = {"load_max_over_mean", "aux_loss", "z_loss", "dropped_share"}
+    assert told <= read_metrics(tmp_path)[-1].keys()
 
 
 def test_a_balance_that_the_model_has_no_use_for_is_refused(tmp_path):
