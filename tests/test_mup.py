@@ -115,6 +115,14 @@ def test_at_the_base_width_rates_are_the_recipes_and_no_multiplier_is_asked_for(
     train(replace(RECIPE, steps=1), of_width(BASE), CORPUS, tmp_path)
 
 
+def test_a_run_begins_with_mups_weights(tmp_path):
+    arch = of_width(64, scale=0.5)
+    train(RECIPE, arch, CORPUS, tmp_path, stop_after=0)
+    pairs = zip(load_trained(tmp_path).model.parameters(),
+                build_decoder(arch, init="mup").parameters(), strict=True)  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_a_routers_first_weights_are_drawn_as_an_outputs_are():
     for d_model in (64, 256):
         router = build_decoder(of_experts(d_model), init="mup").layers[0].feed_forward.router
