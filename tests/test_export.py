@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,18 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from isoflop.arch import llama
+from isoflop.arch import Arch, gpt, llama
+from isoflop.arch.families import gemma2
 from isoflop.arch.zoo import entry, names
 from isoflop.cli.export import export
 from isoflop.cli.outputs import validate
 from isoflop.errors import InputError
 from isoflop.infer.tokens import ByteTokenizer, FileTokenizer, byte_tokenizer_files
+from isoflop.model import build_decoder
 from isoflop.model.weights import load_model
 from isoflop.model.weights.tables.registry import TABLES
 from isoflop.runs.text import decode, encode
-from isoflop.train import Recipe
+from isoflop.train import Recipe, trained
 from isoflop.train.data import ByteCorpus
 from isoflop.train.loop import summarize, train
 from isoflop.train.trained import arch_of, load_trained
@@ -64,6 +68,26 @@ def test_an_export_may_be_cast_and_cut_into_shards(
     assert "at step 3" in capsys.readouterr().out
     assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 1
     assert load_model(tmp_path / "hf").final_norm.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", [llama, gemma2, gpt])
+def test_a_scale_of_logits_that_no_config_says_goes_into_the_final_norm(
+    family: Callable[..., Arch],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arch = family("muP", d_model=16, n_layers=2, n_heads=2, vocab_size=256, max_seq_len=16,
+                  **({} if family is gpt else {"d_ff": 24}))  # fmt: skip
+    model = build_decoder(replace(arch, head=replace(arch.head, scale=0.375)))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(0))
+    tokens_BT = torch.tensor([list(b"a scale of 3/8")])
+    expected = model.eval()(tokens_BT)
+    monkeypatch.setattr(trained, "load_trained", lambda _run: trained.Trained(model, 3, ()))
+    export(tmp_path, output=tmp_path / "hf")
+    assert "head.scale 0.375 is in the final norm" in capsys.readouterr().err
+    assert torch.allclose(load_model(tmp_path / "hf").eval()(tokens_BT), expected, atol=1e-5)
 
 
 # --- bytes as tokens ----------------------------------------------------------------------------

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from isoflop.cli.options import Bytes, Json
 from isoflop.cli.output import emit, note, say
+from isoflop.errors import InputError
 from isoflop.quantity.units import format_bytes, format_exact
+
+if TYPE_CHECKING:
+    from isoflop.model import Decoder
 
 
 def export(
@@ -49,6 +53,7 @@ def export(
     trained = load_trained(run)
     for line in trained.notes:
         note(line)
+    _say_scale(trained.model)
     most = max_shard or MAX_SHARD_BYTES
     beside = byte_tokenizer_files(trained.model.arch.max_seq_len)
     beside["generation_config.json"] = json.dumps({"eos_token_id": SEPARATOR[0]}, indent=2) + "\n"
@@ -67,3 +72,18 @@ def export(
         f"{output}: {run} at step {format_exact(trained.step)}, "
         f"{format_bytes(sum(sizes.values()))} in {', '.join(sizes)}"
     )
+
+
+def _say_scale(model: Decoder) -> None:
+    """Put a scale of logits that no config can say, as muP's, into the final norm."""
+    from isoflop.arch.hf import to_hf
+    from isoflop.model.weights.fold import fold_head_scale
+
+    scale = model.arch.head.scale
+    if scale == 1:
+        return
+    try:
+        to_hf(model.arch)
+    except InputError:
+        if fold_head_scale(model):
+            note(f"head.scale {scale:g} is in the final norm's weights: no config here can say it")
