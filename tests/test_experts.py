@@ -408,6 +408,7 @@ def test_routing_is_recorded_inside_the_context_alone_and_carries_gradients():
     seen = dict(routings)
     model(some_tokens(5))
     assert routings == seen
+    assert all(layer.feed_forward.router.last is None for layer in model.layers)  # nothing is held
     assert list(seen) == [f"layers.{i}.feed_forward.router" for i in range(2)]
     assert all(x.experts.shape == (2, 12, 2) and x.load.sum() == 48 for x in seen.values())
     sum(load_balancing_loss(x) + router_z_loss(x) for x in seen.values()).backward()

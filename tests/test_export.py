@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from isoflop.arch import llama
+from isoflop.arch import Arch, gpt, llama
+from isoflop.arch.families import gemma2
 from isoflop.arch.zoo import entry, names
 from isoflop.cli.export import export
 from isoflop.cli.outputs import validate
 from isoflop.errors import InputError
+from isoflop.infer.tokens import ByteTokenizer, FileTokenizer, byte_tokenizer_files
+from isoflop.model import build_decoder
 from isoflop.model.weights import load_model
+from isoflop.model.weights.tables.registry import TABLES
 from isoflop.runs.text import decode, encode
-from isoflop.train import Recipe
+from isoflop.train import Recipe, trained
 from isoflop.train.data import ByteCorpus
 from isoflop.train.loop import summarize, train
 from isoflop.train.trained import arch_of, load_trained
@@ -40,7 +49,13 @@ def test_a_run_is_exported_and_read_back_with_the_weights_of_its_checkpoint(
     validate("export", text)
     said = json.loads(text)
     assert said["step"] == 3
-    assert [file["name"] for file in said["files"]] == ["config.json", "model.safetensors"]
+    assert [file["name"] for file in said["files"]] == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     ours, back = load_trained(run).model.state_dict(), load_model(tmp_path / "hf").state_dict()
     assert ours.keys() == back.keys()
     assert all(torch.equal(ours[name], back[name]) for name in ours)
@@ -53,6 +68,88 @@ def test_an_export_may_be_cast_and_cut_into_shards(
     assert "at step 3" in capsys.readouterr().out
     assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 1
     assert load_model(tmp_path / "hf").final_norm.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", [llama, gemma2, gpt])
+def test_a_scale_of_logits_that_no_config_says_goes_into_the_final_norm(
+    family: Callable[..., Arch],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arch = family("muP", d_model=16, n_layers=2, n_heads=2, vocab_size=256, max_seq_len=16,
+                  **({} if family is gpt else {"d_ff": 24}))  # fmt: skip
+    model = build_decoder(replace(arch, head=replace(arch.head, scale=0.375)))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(0))
+    tokens_BT = torch.tensor([list(b"a scale of 3/8")])
+    expected = model.eval()(tokens_BT)
+    monkeypatch.setattr(trained, "load_trained", lambda _run: trained.Trained(model, 3, ()))
+    export(tmp_path, output=tmp_path / "hf")
+    assert "head.scale 0.375 is in the final norm" in capsys.readouterr().err
+    assert torch.allclose(load_model(tmp_path / "hf").eval()(tokens_BT), expected, atol=1e-5)
+
+
+# --- bytes as tokens ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("hf") / "tiny"
+    export(run, output=folder, as_json=True)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+@example("  two spaces before,\r\n\n\ttwo lines ,  don't . ")
+@example("\0\u0100\ufffd\U0001f600 e\u0301 \u212b <s></s><unk><|endoftext|>")
+def test_other_software_reads_any_text_as_its_bytes_and_gives_it_back(
+    tokenizer: Any, text: str
+) -> None:
+    ids = tokenizer(text).input_ids
+    assert ids == list(text.encode())
+    assert tokenizer.decode(ids) == text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary() | st.text().map(str.encode))
+def test_bytes_that_are_no_text_are_read_as_our_own_reader_does(
+    tokenizer: Any, data: bytes
+) -> None:
+    expected = ByteTokenizer().decode(data)
+    assert tokenizer.decode(list(data)) == expected
+    ours = FileTokenizer(Path(tokenizer.name_or_path))
+    stream = ours.stream()
+    assert "".join(map(stream.add, data)) + stream.end() == expected
+
+
+@pytest.mark.parametrize("model_type", sorted(TABLES))
+def test_no_family_adds_tokens_of_its_own(model_type: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    for name, text in byte_tokenizer_files(16).items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": 256}))
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = " <s> <|endoftext|><unk>[PAD]</s>  don't é \n"
+    assert len(read) == 256
+    assert read(text).input_ids == list(text.encode())
+
+
+def test_transformers_writes_on_and_ends_at_the_byte_that_parts_documents(
+    run: Path, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    export(run, output=tmp_path / "hf", as_json=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert model.generation_config.eos_token_id == 0
+    tokens_BT = torch.tensor([list(b"def f")])
+    written = model.generate(tokens_BT, do_sample=False, max_new_tokens=1, pad_token_id=0)
+    assert written[0, -1] == load_trained(run).model(tokens_BT)[0, -1].argmax()
+
+
+# --- what cannot be exported --------------------------------------------------------------------
 
 
 def test_a_run_without_a_checkpoint_and_a_folder_that_is_no_run_are_refused(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def said(capsys: pytest.CaptureFixture[str]):
 
 def test_a_run_and_its_export_write_the_same_text(said, run, folder):
     one = said(run, "def f", "import ", max_tokens=9, temperature=0.9, seed=3)
-    two = said(folder, "def f", "import ", max_tokens=9, temperature=0.9, seed=3, tokenizer="bytes")
+    two = said(folder, "def f", "import ", max_tokens=9, temperature=0.9, seed=3)
     assert (one["origin"], two["origin"]) == ("run", "folder")
     assert one["texts"] == two["texts"]
     first = one["texts"][0]
@@ -144,8 +144,10 @@ def test_a_folders_own_end_and_tokenizer_are_used(said, folder, tmp_path):
     assert told["text"].split() == [f"w{token}" for token in told["tokens"]]
 
 
-def test_a_zero_byte_ends_what_a_run_writes(said, run):
-    data = said(run, *["\0"] * 8, max_tokens=200, temperature=3.0, seed=1)
+@pytest.mark.parametrize("name", ["run", "folder"])
+def test_a_zero_byte_ends_what_a_run_and_its_export_write(said, name, request):
+    source = request.getfixturevalue(name)
+    data = said(source, *["\0"] * 8, max_tokens=200, temperature=3.0, seed=1)
     ended = [text for text in data["texts"] if text["reason"] == "token"]
     assert ended
     assert all(text["tokens"].index(0) == len(text["tokens"]) - 1 for text in ended)
@@ -162,14 +164,17 @@ def refused(*arguments: object, **options: object) -> str:
 
 
 def test_what_cannot_be_written_is_refused_with_what_would_be_right(folder, run, tmp_path):
-    assert "--tokenizer bytes" in refused(folder, "hello")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    assert "--tokenizer bytes" in refused(tmp_path, "hello")
+    assert "is UTF-8" in refused(folder, "a\udcff")
     assert "PROMPT is missing" in refused(run)
     assert "token numbers" in refused(run, "5 x", ids=True)
     assert "has at least one token" in refused(run, "")
     assert "0 to 255" in refused(run, "256", ids=True)
     assert "counted, not run" in refused(run, "a", precision=Precision.INT4)
     assert "temperature 0" in refused(run, "a", top_k=3)
-    assert "config.json" in refused(tmp_path, "a")
+    assert "config.json" in refused(run / "checkpoints", "a")
     assert "did you mean" in refused("gpt2-smal", "a")
     assert "tokenizer" in refused(run, "a", tokenizer=str(tmp_path / "none.json"))
 

@@ -439,7 +439,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
         save_model(build(TINY), tmp_path / "new", max_shard_bytes=0)
 
 
-@pytest.mark.parametrize("name", ["save_file", "_write_json", "sync_folder"])
+@pytest.mark.parametrize("name", ["save_file", "_write_text", "sync_folder"])
 def test_a_full_disk_leaves_no_folder(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

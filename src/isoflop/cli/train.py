@@ -57,7 +57,8 @@ def train(
     with bar(recipe.stem, said.steps) as advance:
 
         def on_step(row: Mapping[str, Any]) -> None:
-            advance(row["step"], f"loss {row['loss']:.4f}")
+            loss = row["loss"]  # None in a step that is skipped
+            advance(row["step"], "skipped" if loss is None else f"loss {loss:.4f}")
 
         result = run_training(
             said, arch, corpus, folder, flops_per_token=flops_per_token, on_step=on_step

@@ -1,11 +1,13 @@
 """Text to tokens and back.
 
-Runs of isoflop read bytes; a Hugging Face folder says in its tokenizer.json what it reads.
+Runs of isoflop read bytes; a Hugging Face folder says in its tokenizer.json what it reads, and
+`byte_tokenizer_files` are what says so of bytes.
 """
 
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,7 +17,7 @@ from isoflop.errors import InputError, Problem
 if TYPE_CHECKING:
     import tokenizers
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 #: What stands for bytes that are no text.
 NO_TEXT = "\ufffd"
 N_BYTES = 256
@@ -99,7 +101,16 @@ class FileTokenizer:
             raise InputError(str(path), [problem]) from None
 
     def encode(self, text: str) -> list[int]:
-        """With the special tokens that its template puts around a text."""
+        """With the special tokens that its template puts around a text.
+
+        Raises:
+            InputError: the text came from bytes that are not UTF-8.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            problem = Problem("PROMPT", text, "is UTF-8 for this tokenizer")
+            raise InputError("command line", [problem]) from None
         return list(self._library.encode(text).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -127,3 +138,49 @@ class _FileStream:
     def end(self) -> str:
         """What the library held back, for it may have been the beginning of a character."""
         return str(self._library.decode(self._tokens))[len(self._given) :]
+
+
+def byte_tokenizer_files(max_seq_len: int) -> dict[str, str]:
+    """By their names, the files that let other software read bytes: a token is a byte's value.
+
+    No token is special, so every text is its UTF-8 and comes back as it was. None of the special
+    tokens that transformers would give a family by itself is taken, nor its spaces tidied. (For
+    the family qwen2 transformers 5 composes accents first, whatever a tokenizer.json says.)
+    """
+    said = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_seq_len,
+        "clean_up_tokenization_spaces": False,
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token")),
+    }
+    return {
+        TOKENIZER: _byte_library().to_str(pretty=True) + "\n",
+        TOKENIZER_CONFIG: json.dumps(said, indent=2) + "\n",
+    }
+
+
+def _byte_library() -> tokenizers.Tokenizer:
+    """Pairs are never merged and texts never cut, so each byte stays a token."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers
+
+    library = Library(models.BPE(vocab=_byte_names(), merges=[]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = decoders.ByteLevel()
+    return library
+
+
+def _byte_names() -> dict[str, int]:
+    """The characters that stand for bytes in such files, each with its byte.
+
+    A printable character of Latin-1 is its own; the others follow from U+0100 on in order (GPT-2,
+    encoder.py, bytes_to_unicode).
+
+    >>> names = _byte_names()
+    >>> names["A"], names["\u0100"], names["\u0120"]
+    (65, 0, 32)
+    """
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(N_BYTES) if byte not in own]
+    names = {chr(byte): byte for byte in own}
+    return names | {chr(N_BYTES + i): byte for i, byte in enumerate(others)}

@@ -65,15 +65,20 @@ class MaximalUpdate:
     """muP's initial weights (Yang 2022, 2203.03466, table 8): matrices by their fan-in.
 
     Variance 1 / fan_in where both axes grow with the width; `deviation` at any width for
-    embeddings, head and other vectors. The rest of the table is the spec's and the trainer's:
-    logits times base width / width (`Head.scale`), scores times sqrt(base d_head) / d_head
-    (`Attention.scale`), Adam's rate of matrices times base width / width.
+    embeddings, head and other vectors. A router gives few numbers and has no multiplier, so it is
+    drawn as table 3 draws an output, with variance 1 / fan_in^2. The rest of the table is the
+    spec's and the trainer's: logits times base width / width (`Head.scale`), scores times
+    sqrt(base d_head) / d_head (`Attention.scale`), Adam's rate of matrices and routers times base
+    width / width (`Recipe.mup_base_width`).
     """
 
     deviation: float = 0.02
 
     def of(self, module: nn.Module, weight: Tensor, n_writing: int | None) -> float:
-        return self.deviation if isinstance(module, VECTORS) else float(weight.shape[-1] ** -0.5)
+        fan_in = int(weight.shape[-1])
+        if isinstance(module, Router):
+            return 1 / fan_in
+        return self.deviation if isinstance(module, VECTORS) else float(fan_in**-0.5)
 
 
 Initial: TypeAlias = Normal | MaximalUpdate

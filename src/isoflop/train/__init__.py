@@ -5,6 +5,6 @@ optim.py steps; checkpoint.py saves what a damaged disk cannot silently change; 
 puts them together; markov.py is the baseline to beat. Only recipe.py loads without torch.
 """
 
-from isoflop.train.recipe import Recipe, parse_recipe, read_recipe
+from isoflop.train.recipe import Balance, Recipe, parse_recipe, read_recipe
 
-__all__ = ["Recipe", "parse_recipe", "read_recipe"]
+__all__ = ["Balance", "Recipe", "parse_recipe", "read_recipe"]

@@ -29,10 +29,12 @@ from isoflop import __version__
 from isoflop.arch import Arch
 from isoflop.errors import InputError, Problem
 from isoflop.model import build_decoder
+from isoflop.model.experts import Dropless, record_routing, set_dispatch
 from isoflop.model.support import decoder_problems
 from isoflop.runs.run import Manifest, Run, Status, now, read_status
 from isoflop.train import checkpoint
 from isoflop.train.allocator import keep_freed_memory
+from isoflop.train.balance import Balancer, balance_problems
 from isoflop.train.compiled import as_written, compile_layers, compile_problems
 from isoflop.train.data import (
     VOCAB_SIZE,
@@ -42,8 +44,8 @@ from isoflop.train.data import (
     validation_batches,
 )
 from isoflop.train.interrupt import Interrupt
-from isoflop.train.optim import Optimizer, adamw, learning_rate
-from isoflop.train.recipe import Recipe
+from isoflop.train.optim import Optimizer, adamw, learning_rate, mup_problems, widening
+from isoflop.train.recipe import Balance, Recipe
 
 OnStep: TypeAlias = Callable[[Mapping[str, Any]], None]
 
@@ -142,10 +144,17 @@ class Trainer:
     ) -> None:
         self.run, self.recipe, self.device = run, recipe, device
         self.flops_per_token = flops_per_token
-        self.model = build_decoder(arch, device=device, seed=recipe.seed)
+        self.balancer = Balancer(recipe.balance or Balance())
+        self.model = build_decoder(
+            arch,
+            device=device,
+            seed=recipe.seed,
+            init="gpt2" if recipe.mup_base_width is None else "mup",
+            dispatch=self.balancer.dispatch,
+        )
         if recipe.compile:
             compile_layers(self.model)
-        self.optimizer = Optimizer(adamw(self.model, recipe), recipe)
+        self.optimizer = Optimizer(adamw(self.model, recipe, widening(recipe, arch)), recipe)
         self.batches = _training(recipe, corpus)
         self.validation = _validation(recipe, corpus)
         self.step = 0
@@ -189,8 +198,9 @@ class Trainer:
         return row
 
     def evaluate(self) -> float:
-        """Mean loss on the validation bytes, nats per byte."""
+        """Mean cross entropy on the validation bytes, nats per byte; experts serve all tokens."""
         self.model.eval()
+        set_dispatch(self.model, Dropless())
         total, n_sequences = 0.0, 0
         with torch.no_grad(), self._precision(), as_written(self.recipe):
             for tokens_BT, targets_BT in self.validation:
@@ -198,6 +208,7 @@ class Trainer:
                 total += float(loss) * len(tokens_BT)
                 n_sequences += len(tokens_BT)
         self.model.train()
+        set_dispatch(self.model, self.balancer.dispatch)
         return total / n_sequences
 
     def save(self) -> None:
@@ -219,10 +230,14 @@ class Trainer:
         step, recipe = self.step, self.recipe
         began = time.perf_counter()
         torch.manual_seed(derive_seed(recipe.seed, "step", step))  # dropout, routing noise
-        with self._precision():
+        with self._precision(), record_routing(self.model) as routings:
             loss = self._loss(*self.batches(step))
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        losses = self.balancer.losses(routings)
+        (loss + self.balancer.added(losses)).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         norm = self.optimizer.step(self.model.parameters(), step)
+        if math.isfinite(norm):
+            self.balancer.correct(self.model, routings)
+        told = self.balancer.row(routings, losses)
         value = loss.item()  # waits for the device, so the clock below is honest
         seconds = time.perf_counter() - began
         self.step += 1
@@ -233,6 +248,7 @@ class Trainer:
             "grad_norm": _plain(norm),
             "tokens": self.step * recipe.tokens_per_step,
             "seconds": seconds,
+            **{name: _plain(number) for name, number in told.items()},
         }
         if self.flops_per_token is not None:
             row["flops_per_second"] = self.flops_per_token * recipe.tokens_per_step / seconds
@@ -302,6 +318,7 @@ def summarize(arch: Arch) -> dict[str, Any]:
 def _check(recipe: Recipe, arch: Arch, corpus: ByteCorpus, device: str) -> None:
     """Everything that can be known to be wrong before the first step, all at once."""
     problems = [*decoder_problems(arch), *(compile_problems(device) if recipe.compile else [])]
+    problems += [*balance_problems(recipe.balance, arch), *mup_problems(recipe, arch)]
     if arch.vocab_size < VOCAB_SIZE:
         problems.append(
             Problem("vocab_size", arch.vocab_size, f"is at least {VOCAB_SIZE}, the bytes")

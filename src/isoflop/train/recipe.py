@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +20,45 @@ PYTHON_LIBRARY = "python-library"
 #: No machine has more cores; far more threads end the process without a word.
 THREADS_MOST = 1024
 
+#: A step's move of DeepSeek-V3's score corrections (2412.19437, section 4.2).
+BIAS_UPDATE_RATE = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """How the experts of a model are kept evenly loaded while it trains.
+
+    Attributes:
+        aux_loss_weight: times the load-balancing loss of each layer; 0.01 in Fedus 2021
+            (2101.03961, section 2.2), 0.0001 per sequence in DeepSeek-V3 (2412.19437, section 4.2).
+        aux_loss_per: what it is even over, a `batch` (Fedus) or each `sequence` (DeepSeek-V3).
+        z_loss_weight: times the router z-loss of each layer; 0.001 in Zoph 2022 (2202.08906,
+            section 3.2).
+        bias_update_rate: what a step adds to or takes from the corrections of scores, in models
+            that have them; `BIAS_UPDATE_RATE` there when not given.
+        capacity_factor: an expert's room in training, in even shares; choices beyond it are
+            dropped. Without one, and in evaluations, all are served.
+
+    Raises:
+        InputError: any rule broken; all broken rules are listed.
+    """
+
+    aux_loss_weight: float = 0.0
+    aux_loss_per: Literal["batch", "sequence"] = "batch"
+    z_loss_weight: float = 0.0
+    bias_update_rate: float | None = None
+    capacity_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        rules = Rules(self, where="balance")
+        rules.real("aux_loss_weight", least=0).real("z_loss_weight", least=0)
+        rules.one_of("aux_loss_per", ("batch", "sequence"))
+        if self.bias_update_rate is not None:
+            rules.real("bias_update_rate", least=0)
+        if self.capacity_factor is not None:
+            rules.real("capacity_factor", above=0)
+        rules.close()
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -34,6 +73,10 @@ class Recipe:
         grad_clip: the largest global norm a gradient is applied with.
         threads: CPU threads; another number gives other bits, so it belongs to the recipe.
         precision: `bf16` computes in bfloat16 by autocast and keeps weights in fp32.
+        mup_base_width: train in muP, `learning_rate` being that of a model of this d_model (Yang
+            2022, 2203.03466, table 8); weights are drawn and rates set by `model.initial` and
+            `optim.adamw`.
+        balance: for models of experts, how they are kept evenly loaded; `Balance()` when not given.
         compile: let torch.compile make kernels of the layers; needs a C++ compiler on a CPU.
         eval_every: steps between evaluations; 0 means only after the last step.
         eval_bytes: validation bytes per evaluation, rounded down to whole sequences.
@@ -54,6 +97,8 @@ class Recipe:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = 1.0
+    mup_base_width: int | None = None
+    balance: Balance | None = None
     seed: int = 0
     threads: int = 1
     precision: Precision = "fp32"
@@ -80,6 +125,10 @@ class Recipe:
                    value=repr_of(self.data))  # fmt: skip
         rules.must("model", "is a name, a path, or a table",
                    isinstance(self.model, (str, Mapping)))  # fmt: skip
+        rules.must("balance", "is a table",
+                   self.balance is None or isinstance(self.balance, Balance))  # fmt: skip
+        if self.mup_base_width is not None:
+            rules.size("mup_base_width")
         if not rules.broken:
             rules.must("threads", f"is at most {THREADS_MOST}", self.threads <= THREADS_MOST)
             rules.must("min_lr_ratio", "is at most 1", self.min_lr_ratio <= 1)
@@ -115,17 +164,14 @@ def parse_recipe(table: Mapping[str, Any], where: str = "recipe") -> Recipe:
     (did you mean learning_rate?)
     recipe: learning_rate is missing: must be given
     """
-    known = {field.name: field for field in fields(Recipe)}
-    problems = [
-        Problem(key, value, "is a field of a recipe", _did_you_mean(key, known))
-        for key, value in table.items()
-        if key not in known
-    ]
-    missing = [name for name, field in known.items() if _required(field) and name not in table]
+    given, problems = _known(Recipe, table, "a recipe")
+    missing = [f.name for f in fields(Recipe) if _required(f) and f.name not in table]
     problems += [Problem(name, "missing", "is given") for name in missing]
-    given = {key: value for key, value in table.items() if key in known}
     if isinstance(given.get("betas"), list):
         given["betas"] = tuple(given["betas"])
+    if isinstance(given.get("balance"), Mapping):
+        given["balance"], wrong = _parse_balance(given["balance"])
+        problems += wrong
     if missing:
         raise InputError(where, problems)
     try:
@@ -137,7 +183,31 @@ def parse_recipe(table: Mapping[str, Any], where: str = "recipe") -> Recipe:
     return recipe
 
 
-def _did_you_mean(key: str, known: Mapping[str, object]) -> str:
+def _parse_balance(table: Mapping[str, Any]) -> tuple[Balance | None, list[Problem]]:
+    """The balance of a recipe, and what is wrong with it."""
+    given, problems = _known(Balance, table, "balance")
+    balance = None
+    try:
+        balance = Balance(**given)
+    except InputError as error:
+        problems += error.problems
+    return balance, [replace(problem, field=f"balance.{problem.field}") for problem in problems]
+
+
+def _known(
+    kind: type[Recipe | Balance], table: Mapping[str, Any], name: str
+) -> tuple[dict[str, Any], list[Problem]]:
+    """What of a table are fields of `kind`, and a problem for each of the others."""
+    known = {field.name for field in fields(kind)}
+    problems = [
+        Problem(key, value, f"is a field of {name}", _did_you_mean(key, known))
+        for key, value in table.items()
+        if key not in known
+    ]
+    return {key: value for key, value in table.items() if key in known}, problems
+
+
+def _did_you_mean(key: str, known: Collection[str]) -> str:
     near = nearest(key, known)
     return f"did you mean {' or '.join(near)}?" if near else ""
 

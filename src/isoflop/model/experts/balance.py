@@ -25,24 +25,27 @@ from isoflop.model.experts.router import Router, Routing
 
 @contextmanager
 def record_routing(model: nn.Module) -> Iterator[dict[str, Routing]]:
-    """What each router decides inside, by the router's name; a second pass replaces the first.
+    """What each router decides inside, by the router's name, there when the context is left.
 
-    Gradients flow through what is recorded. Nothing is recorded outside.
+    A second pass replaces the first. Gradients flow through what is recorded.
     """
     seen: dict[str, Routing] = {}
-
-    def record(name: str) -> Any:
-        def keep(_router: nn.Module, _inputs: Any, routing: Routing) -> None:
-            seen[name] = routing
-
-        return keep
-
-    handles = [x.register_forward_hook(record(name)) for name, x in _routers(model).items()]
+    routers = _routers(model)
+    handles = [router.register_forward_hook(_keep) for router in routers.values()]
     try:
         yield seen
     finally:
         for handle in handles:
             handle.remove()
+        for name, router in routers.items():
+            if router.last is not None:
+                seen[name] = router.last
+            router.last = None
+
+
+def _keep(router: Any, _inputs: Any, routing: Routing) -> None:
+    """One function for all routers: layers compiled with one each would be compiled one by one."""
+    router.last = routing
 
 
 def load_balancing_loss(routing: Routing, per: Literal["batch", "sequence"] = "batch") -> Tensor:

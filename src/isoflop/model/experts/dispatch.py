@@ -9,8 +9,7 @@ worked on · C rows of one expert.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
@@ -40,9 +39,12 @@ class Capacity:
 
     factor: float
     first: Literal["position", "probability"] = "position"
+    _ratio: tuple[int, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         Rules(self).real("factor", above=0.0).one_of("first", ("position", "probability")).close()
+        # Plain integers from the start: torch.compile knows no fractions.
+        object.__setattr__(self, "_ratio", Fraction(str(self.factor)).as_integer_ratio())
 
     def rows(self, n_choices: int, n_experts: int) -> int:
         """Rows of one expert, the decimal that was said taken exactly (1.1 is 11 / 10).
@@ -50,7 +52,8 @@ class Capacity:
         >>> Capacity(1.1).rows(100, 10)
         11
         """
-        return math.ceil(Fraction(str(self.factor)) * n_choices / n_experts)
+        numerator, denominator = self._ratio
+        return -(-numerator * n_choices // (denominator * n_experts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,10 +50,12 @@ class Router(nn.Module):
 
     Logits and scores are computed in at least single precision, under autocast too: rounded
     logits change choices (Fedus 2021, 2101.03961, section 2.4). `correction` is a lasting
-    buffer that the choice alone sees (Wang 2024, 2408.15664); `correct` moves it.
+    buffer that the choice alone sees (Wang 2024, 2408.15664); `correct` moves it. `last` is
+    what `record_routing` has seen and not yet handed on.
     """
 
     correction: Tensor | None
+    last: Routing | None = None
 
     def __init__(self, spec: Experts, d_model: int) -> None:
         super().__init__()

@@ -38,6 +38,7 @@ def save_model(
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    beside: Mapping[str, str] | None = None,
 ) -> None:
     """Write config.json and safetensors that transformers' `from_pretrained` reads.
 
@@ -47,6 +48,7 @@ def save_model(
         folder: new or empty; it appears when all of it is on the disk.
         dtype: what to cast every trained weight to; None keeps each as it is.
         max_shard_bytes: a file's tensors have at most so many bytes, or are one tensor.
+        beside: the text of further files, by name.
 
     Raises:
         InputError: no family can say the model's spec, or the folder is not empty.
@@ -60,7 +62,7 @@ def save_model(
     kept = tensors["embedding.tokens.weight"].dtype if dtype is None else dtype
     said = {**config, **NO_TOKENS, "torch_dtype": str(kept).removeprefix("torch.")}
     dtypes = {name: x.dtype for name, x in tensors.items()} | dict.fromkeys(trained, kept)
-    write_folder(Path(folder), said, paired, tensors, dtypes, max_shard_bytes)
+    write_folder(Path(folder), said, paired, tensors, dtypes, max_shard_bytes, beside)
 
 
 def tensors_of_files(
@@ -90,8 +92,11 @@ def write_folder(
     tensors: Mapping[str, Tensor],
     dtypes: Mapping[str, torch.dtype],
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    beside: Mapping[str, str] | None = None,
 ) -> None:
     """Write a config and our tensors under the family's names, each as its `dtypes` says.
+
+    `beside` is the text of further files, by name.
 
     Raises:
         InputError, WriteFailed: as `save_model`.
@@ -105,7 +110,9 @@ def write_folder(
         raise WriteFailed(folder, n_bytes, error) from error
     try:
         _write_tensors(unfinished, paired, tensors, dtypes, max_shard_bytes)
-        _write_json(unfinished / CONFIG, config)
+        _write_text(unfinished / CONFIG, _json(config))
+        for name, text in (beside or {}).items():
+            _write_text(unfinished / name, text)
         sync_folder(unfinished)
         unfinished.chmod(0o755)  # a temporary folder is its owner's alone
         os.replace(unfinished, folder)  # noqa: PTH105 - the call a crash test intercepts
@@ -149,7 +156,8 @@ def _write_tensors(
     if len(shards) > 1:
         total = sum(size for names in shards for size in names.values())
         places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        _write_text(folder / INDEX, _json(index))
 
 
 def _shards(
@@ -180,8 +188,12 @@ def _stored(
             yield name, tensor.contiguous()
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
     _sync(path)
 
 
