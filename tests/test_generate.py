@@ -339,6 +339,15 @@ def test_weights_that_are_no_numbers_are_refused():
     assert refused(model, [[1]], Request(3)) == ["logits"]
 
 
+def test_scores_that_overflow_later_are_refused_too():
+    model, steps = of("grouped"), iter([1.0, torch.inf])
+    model.embedding.register_forward_hook(lambda module, given, x: x * next(steps))
+    coming = Generation(model, [[1]], Request(3, Sampling(1.0))).steps()
+    next(coming)
+    with pytest.raises(InputError, match="logits=not finite"):
+        next(coming)
+
+
 def test_stop_texts_need_a_tokenizer():
     request = Request(3, stop_texts=("a",))
     assert refused(of("grouped"), [[1]], request) == ["tokenizer"]
