@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -437,6 +438,17 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     save_model(build(TINY), tmp_path / "empty")
     with pytest.raises(InputError, match="max_shard_bytes=0"):
         save_model(build(TINY), tmp_path / "new", max_shard_bytes=0)
+
+
+def test_weights_are_for_whoever_may_read_a_new_file(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_model(build(TINY), tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert set(modes.values()) == {0o640}, modes
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
 
 
 @pytest.mark.parametrize("name", ["save_file", "_write_json", "sync_folder"])

@@ -106,8 +106,8 @@ def write_folder(
     try:
         _write_tensors(unfinished, paired, tensors, dtypes, max_shard_bytes)
         _write_json(unfinished / CONFIG, config)
+        _open_as(unfinished, unfinished / CONFIG)
         sync_folder(unfinished)
-        unfinished.chmod(0o755)  # a temporary folder is its owner's alone
         os.replace(unfinished, folder)  # noqa: PTH105 - the call a crash test intercepts
         sync_folder(folder.parent)
     except SafetensorError as error:
@@ -116,6 +116,14 @@ def write_folder(
         raise WriteFailed(folder, n_bytes, error) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _open_as(folder: Path, plain: Path) -> None:
+    """For whoever may read a plain new file: temporary folders and safetensors are their owner's."""
+    mode = plain.stat().st_mode & 0o666
+    for file in folder.iterdir():
+        file.chmod(mode)
+    folder.chmod(mode | 0o300 | (mode & 0o444) >> 2)
 
 
 def _check_target(folder: Path, max_shard_bytes: int) -> None:
