@@ -159,6 +159,19 @@ def test_a_config_that_claims_a_huge_model_allocates_nothing(folder: Path) -> No
 # --- the header -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_named(folder: Path, value: float) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.weight"][0, 0] = value
+    save_file(tensors, folder / "model.safetensors")
+    assert "layers.0.attention.q.weight=not finite" in refused(folder)
+
+
+def test_weights_are_not_cast_to_whole_numbers(folder: Path) -> None:
+    with pytest.raises(InputError, match="floating"):
+        load_model(folder, dtype=torch.int8)
+
+
 def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> str:
     return json.dumps({"dtype": dtype, "shape": shape, "data_offsets": [begin, end]})
 

@@ -1,6 +1,6 @@
 """A folder of safetensors: its config, and which file holds which tensor.
 
-A folder may come from anywhere. Nothing in it is unpickled, no file outside of it is opened,
+A folder may come from anywhere. Nothing in it is unpickled, no weights outside of it are read,
 and nothing is allocated for what it merely claims.
 """
 
