@@ -302,6 +302,24 @@ def test_one_file_that_is_a_link_to_elsewhere_is_refused(folder: Path) -> None:
     assert "it is a link to elsewhere" in refused(folder)
 
 
+def cached_as(folder: Path, blobs: Path) -> Path:
+    """The folder as Hugging Face's cache keeps it: links of a revision into `blobs`."""
+    revision = folder.parent / "cache" / "snapshots" / "abc"
+    revision.mkdir(parents=True)
+    blobs.mkdir()
+    for file in folder.iterdir():
+        (revision / file.name).symlink_to(file.rename(blobs / f"{file.name}.blob"))
+    return revision
+
+
+def test_the_links_of_hugging_faces_cache_are_followed(folder: Path) -> None:
+    load_model(cached_as(folder, folder.parent / "cache" / "blobs"))
+
+
+def test_links_to_other_blobs_than_the_caches_own_are_refused(folder: Path) -> None:
+    assert "it is a link to elsewhere" in refused(cached_as(folder, folder.parent / "blobs"))
+
+
 def test_a_named_pipe_is_not_waited_for(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     os.mkfifo(folder / "model.safetensors")
