@@ -416,6 +416,13 @@ def test_one_model_shows_sums_then_what_differs_and_why():
     assert re.search(r"what disagrees, by path\n.*\n  flops/layer/new +0 +5  off by -5", odd)
 
 
+@pytest.mark.parametrize("name", ["deepseek-v3", "t5-small", "llava-1.5-7b"])
+def test_what_one_model_shows_fits_a_narrow_terminal(name):
+    arch = zoo.entry(name).arch
+    shown = render_rows(arch, agree(arch), every=False)
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

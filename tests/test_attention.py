@@ -51,6 +51,21 @@ def test_gradients_pass_gradcheck(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_scores_past_float16_are_numbers(backend):
+    q, k, v = (torch.full((1, 8, 2, 64), 200.0, dtype=torch.float16) for _ in range(3))
+    assert (attention(q, k, v, causal=True, backend=backend) == 200).all()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (6, 1)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mask_may_have_fewer_axes(backend, shape):
+    q, k, v = draw(2, 6, 7, 2, 2, 4)
+    mask = torch.linspace(-1.0, 1.0, 42, dtype=torch.float64)[: math.prod(shape)].view(shape)
+    got = attention(q, k, v, causal=False, bias=mask, backend=backend)
+    assert_equal([got], [by_loops(q, k, v, causal=False, bias=mask.expand(2, 2, 6, 7))[0]], 1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16_stays_within_its_precision(backend):
     inputs = draw(2, 9, 9, 4, 2, 16)
     got = attention(*(x.bfloat16() for x in inputs), causal=True, backend=backend)
@@ -179,12 +194,13 @@ def test_multi_head_attention_groups_heads_and_takes_another_key_length():
         ({"num_heads": 5}, "query width"),
         ({"num_heads": 0}, "num_heads"),
         ({"num_heads": True}, "num_heads"),
-        ({"num_kv_heads": 4}, "n_kv_heads"),
+        ({"num_kv_heads": 4}, "num_kv_heads"),
         ({"num_kv_heads": 2.0}, "num_kv_heads"),
         ({"query": torch.ones(4, 12)}, "query"),
-        ({"key": torch.ones(2, 5, 6)}, "k_BSKH"),
-        ({"key": torch.ones(3, 4, 12)}, "k_BSKH"),
-        ({"value": torch.ones(2, 3, 12)}, "v_BSKH"),
+        ({"query": [[1.0]]}, "query"),
+        ({"key": torch.ones(2, 5, 6)}, "key"),
+        ({"key": torch.ones(3, 4, 12)}, "key"),
+        ({"value": torch.ones(2, 3, 12)}, "value"),
         ({"mask": torch.ones(2, 4, 4, dtype=torch.bool)}, "mask"),
         ({"mask": torch.ones(3, 4, dtype=torch.bool)}, "mask"),
         ({"mask": torch.ones(4, 4, dtype=torch.int64)}, "mask"),
@@ -196,7 +212,7 @@ def test_multi_head_attention_groups_heads_and_takes_another_key_length():
 def test_multi_head_attention_names_the_wrong_argument(change, field):
     x = torch.ones(2, 4, 12)
     arguments = {"query": x, "key": x, "value": x, "num_heads": 6, **change}
-    if field == "n_kv_heads":
+    if change == {"num_kv_heads": 4}:
         arguments["query"] = torch.ones(2, 4, 18)
     with pytest.raises(InputError) as caught:
         multi_head_attention(**arguments)

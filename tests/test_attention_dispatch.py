@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 
@@ -83,13 +84,41 @@ def test_an_unknown_backend_names_the_near_ones():
         ({"block_mask": BlockMask(torch.ones(4, 4, dtype=torch.bool), 8)}, "block_mask.seen"),
         ({"block_mask": BlockMask(torch.ones(8, 8), 8)}, "block_mask.seen"),
         ({"block_mask": BlockMask(torch.ones(8, 8, dtype=torch.bool), 0)}, "block_mask.size"),
+        ({"block_mask": torch.ones(8, 8, dtype=torch.bool)}, "block_mask"),
         ({"dropout_seed": -1}, "dropout_seed"),
+        ({"dropout_seed": 2.5}, "dropout_seed"),
+        ({"causal": None}, "causal"),
+        ({"window": 2.5}, "window"),
+        ({"window": True}, "window"),
+        ({"window": 4, "sinks": 2.5}, "sinks"),
+        ({"softcap": math.inf}, "softcap"),
+        ({"scale": math.inf}, "scale"),
+        ({"alibi": [0.5] * 4}, "alibi"),
+        ({"bias": torch.zeros(64, 64, device="meta")}, "bias"),
+        ({"cu_seqlens": [0, 64]}, "cu_seqlens"),
+        ({"cu_seqlens": (torch.tensor([0, 64]),)}, "cu_seqlens"),
         ({"bias": torch.zeros(4, 4)}, "bias"),
     ],
 )
 def test_a_wrong_option_is_named(options, field):
     with pytest.raises(InputError) as caught:
         explain(**options)
+    assert field in {problem.field for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize(
+    ("x", "field"),
+    [
+        (torch.ones(1, 5, 2, 4, dtype=torch.int64), "q_BTNH"),
+        (torch.ones(1, 5, 2, 4, dtype=torch.complex64), "q_BTNH"),
+        (torch.ones(1, 5, 2, 0), "d_head"),
+        (torch.ones(5, 2, 4), "q, k, v"),
+        ([[1.0]], "q, k, v"),
+    ],
+)
+def test_what_no_score_is_made_of_is_refused(x, field):
+    with pytest.raises(InputError) as caught:
+        attention(x, x, x, causal=True, backend="blockwise")
     assert field in {problem.field for problem in caught.value.problems}
 
 

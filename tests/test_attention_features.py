@@ -126,6 +126,23 @@ def test_half_precision_stays_within_its_precision(backend, dtype):
     assert_equal([got], [by_loops(*inputs, **options)[0]], 3e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backend", OURS)
+def test_softmax_is_in_float32_at_least(backend, dtype):
+    inputs = [x.to(dtype) for x in draw(1, 40, 40, 2, 2, 16)]
+    _, exact = attention(*(x.double() for x in inputs), causal=True, return_lse=True)
+    _, lse = attention(*inputs, causal=True, return_lse=True, backend=backend)
+    assert lse.dtype == torch.float32
+    assert (lse - exact).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("backend", OURS)
+def test_blocks_over_no_keys_leave_every_query_blind(backend):
+    q, k, v = draw(2, 5, 0, 2, 1, 4)
+    mask = BlockMask(torch.ones(3, 0, dtype=torch.bool), 2)
+    assert not attention(q, k, v, causal=False, block_mask=mask, backend=backend).any()
+
+
 def test_tiles_keep_float32_scores_under_autocast():
     q, k, v = (x.float() for x in draw(1, 30, 30, 2, 2, 16))
     alone = attention(q, k, v, causal=True, backend="blockwise")

@@ -71,6 +71,15 @@ def test_it_is_taken_for_short_texts_in_bfloat16_and_nothing_else():
     assert "triangle" not in others
 
 
+@pytest.mark.parametrize(("batch", "n_tokens"), [(0, 5), (2, 0)])
+def test_nothing_to_read_gives_nothing(batch, n_tokens):
+    q, k, v = (x.requires_grad_() for x in draw(batch, n_tokens, n_tokens, 4, 2, 8))
+    out = attend(q, k, v)
+    assert out.shape == q.shape
+    out.sum().backward()
+    assert k.grad.shape == k.shape
+
+
 def test_other_shapes_are_refused_with_the_reason():
     q, k, v = draw(1, 3, 5, 2, 2, 4)
     with pytest.raises(InputError, match="triangle alone"):

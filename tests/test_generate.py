@@ -339,6 +339,23 @@ def test_weights_that_are_no_numbers_are_refused():
     assert refused(model, [[1]], Request(3)) == ["logits"]
 
 
+def test_scores_that_overflow_later_are_refused_too():
+    model, steps = of("grouped"), iter([1.0, torch.inf])
+    model.embedding.register_forward_hook(lambda *given: given[-1] * next(steps))
+    coming = Generation(model, [[1]], Request(3, Sampling(1.0))).steps()
+    next(coming)
+    with pytest.raises(InputError, match="logits=not finite"):
+        next(coming)
+
+
+@pytest.mark.parametrize("name", ["embedding.tokens", "layers.0.attention.q", "head"])
+def test_weights_of_two_precisions_are_refused(name):
+    model = llama("two", d_model=16, n_layers=1, n_heads=2, d_ff=24, vocab_size=32, max_seq_len=8)
+    model = build(model).eval()
+    model.get_submodule(name).bfloat16()
+    assert refused(model, [[1]], Request(3)) == ["weights"]
+
+
 def test_stop_texts_need_a_tokenizer():
     request = Request(3, stop_texts=("a",))
     assert refused(of("grouped"), [[1]], request) == ["tokenizer"]

@@ -34,6 +34,7 @@ from isoflop.quantity.units import (
     parse_bytes,
     parse_count,
     parse_seconds,
+    parse_whole,
 )
 
 NAMES = {"a": 7, "b": 3, "c": 12}
@@ -193,3 +194,8 @@ def test_an_alias_is_written_by_its_name_and_is_what_it_stands_for() -> None:
     assert whole.evaluate({"rate": 4.0}) == (3 * 3 + 1) / 4
     names = {name: symbol.value for name, symbol in whole.symbols().items()}
     assert eval(whole.text, {}, names) == whole.value
+
+
+def test_a_whole_number_that_is_none_is_told_that_nought_is_one():
+    with pytest.raises(InputError, match="from 0"):
+        parse_whole("-1")

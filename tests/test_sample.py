@@ -34,6 +34,21 @@ shares = st.floats(0, 1, exclude_min=True)
 draws = st.floats(0, 1, exclude_max=True)
 
 
+# --- the ends of what may be asked ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e30])
+@pytest.mark.parametrize("penalty", [5e-324, 1.0, 1e30])
+def test_the_ends_of_every_number_draw_a_token_there_is(temperature, penalty):
+    logits, written = logits_of(), torch.zeros(4, 50, dtype=torch.bool)
+    written[:, ::7] = True
+    how = Sampling(temperature, repetition_penalty=penalty)
+    tokens = choose(logits, how, torch.full((4,), 0.999), written)
+    assert ((tokens >= 0) & (tokens < 50)).all()
+    if temperature < 1 and penalty == 1:
+        assert torch.equal(tokens, logits.argmax(-1))
+
+
 # --- transformers as the oracle -------------------------------------------------------------
 
 

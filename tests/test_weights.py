@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -437,6 +438,29 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     save_model(build(TINY), tmp_path / "empty")
     with pytest.raises(InputError, match="max_shard_bytes=0"):
         save_model(build(TINY), tmp_path / "new", max_shard_bytes=0)
+
+
+def test_a_link_to_an_empty_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    save_model(build(TINY), tmp_path / "link")
+    assert (tmp_path / "there" / "config.json").is_file()
+
+
+def test_a_name_that_no_disk_takes_is_said(tmp_path: Path) -> None:
+    with pytest.raises(WriteFailed, match="name too long"):
+        save_model(build(TINY), tmp_path / ("x" * 300))
+
+
+def test_weights_are_for_whoever_may_read_a_new_file(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_model(build(TINY), tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert set(modes.values()) == {0o640}, modes
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
 
 
 @pytest.mark.parametrize("name", ["save_file", "_write_text", "sync_folder"])

@@ -159,6 +159,19 @@ def test_a_config_that_claims_a_huge_model_allocates_nothing(folder: Path) -> No
 # --- the header -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_named(folder: Path, value: float) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.weight"][0, 0] = value
+    save_file(tensors, folder / "model.safetensors")
+    assert "layers.0.attention.q.weight=not finite" in refused(folder)
+
+
+def test_weights_are_not_cast_to_whole_numbers(folder: Path) -> None:
+    with pytest.raises(InputError, match="floating"):
+        load_model(folder, dtype=torch.int8)
+
+
 def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> str:
     return json.dumps({"dtype": dtype, "shape": shape, "data_offsets": [begin, end]})
 
@@ -287,6 +300,24 @@ def test_one_file_that_is_a_link_to_elsewhere_is_refused(folder: Path) -> None:
     moved = (folder / "model.safetensors").rename(folder.parent / "moved.safetensors")
     (folder / "model.safetensors").symlink_to(moved)
     assert "it is a link to elsewhere" in refused(folder)
+
+
+def cached_as(folder: Path, blobs: Path) -> Path:
+    """The folder as Hugging Face's cache keeps it: links of a revision into `blobs`."""
+    revision = folder.parent / "cache" / "snapshots" / "abc"
+    revision.mkdir(parents=True)
+    blobs.mkdir()
+    for file in folder.iterdir():
+        (revision / file.name).symlink_to(file.rename(blobs / f"{file.name}.blob"))
+    return revision
+
+
+def test_the_links_of_hugging_faces_cache_are_followed(folder: Path) -> None:
+    load_model(cached_as(folder, folder.parent / "cache" / "blobs"))
+
+
+def test_links_to_other_blobs_than_the_caches_own_are_refused(folder: Path) -> None:
+    assert "it is a link to elsewhere" in refused(cached_as(folder, folder.parent / "blobs"))
 
 
 def test_a_named_pipe_is_not_waited_for(folder: Path) -> None:

@@ -5,6 +5,7 @@ Letters: B batch · T query tokens · S key tokens · N heads · K kv heads · H
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from isoflop.attention.options import BlockMask, Dropout, Options, Packed, Sinks
 from isoflop.errors import InputError, Problem
+
+#: What scores can be made of; others would be rounded or wrap.
+DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 
 def read_options(
@@ -40,15 +44,19 @@ def read_options(
     sinks = _sinks(sinks)
     problems = list(_numbers(window, sinks, softcap, scale, dropout_p, dropout_seed, causal))
     packed = None
-    if q_BTNH.dim() == k_BSKH.dim() == v_BSKH.dim() == 4:
+    if all(isinstance(x, Tensor) and x.dim() == 4 for x in (q_BTNH, k_BSKH, v_BSKH)):
         problems += _tensors(q_BTNH, k_BSKH, v_BSKH)
-        problems += _per_head(q_BTNH, sinks.logits, alibi)
-        wrong = list(_sequences(q_BTNH, k_BSKH, cu_seqlens))
-        packed = None if wrong else _packed(cu_seqlens)
-        problems += wrong or _pairs(q_BTNH, k_BSKH, packed, bias, block_mask)
+        wrong = list(_strays(q_BTNH, sinks.logits, alibi, bias, block_mask))
+        wrong += _sequences(q_BTNH, k_BSKH, cu_seqlens)
+        if not wrong:
+            packed = _packed(cu_seqlens)
+            wrong += _per_head(q_BTNH, sinks.logits, alibi)
+            wrong += _pairs(q_BTNH, k_BSKH, packed, bias, block_mask)
+        problems += wrong
     else:
-        shapes = [tuple(x.shape) for x in (q_BTNH, k_BSKH, v_BSKH)]
-        rule = "have four axes: batch, tokens, heads, head size"
+        given = q_BTNH, k_BSKH, v_BSKH
+        shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in given]
+        rule = "are tensors of four axes: batch, tokens, heads, head size"
         problems.append(Problem("q, k, v", shapes, rule))
     if problems:
         raise InputError("attention", problems)
@@ -84,25 +92,39 @@ def _numbers(
     dropout_seed: int | None,
     causal: bool,
 ) -> Iterator[Problem]:
-    if window is not None and (window < 1 or not causal):
-        rule = "is at least 1 and needs causal=True"
+    if not isinstance(causal, bool):
+        yield Problem("causal", causal, "is True or False")
+    if window is not None and not (is_whole(window, least=1) and causal):
+        rule = "is a whole number of at least 1, and needs causal=True"
         yield Problem("window", window, rule, "give a bias for another pattern")
-    if sinks.tokens < 0 or (sinks.tokens and window is None):
+    if not is_whole(sinks.tokens) or (sinks.tokens and window is None):
         rule = "counts first tokens that stay visible beside a window"
         yield Problem("sinks", sinks.tokens, rule, "give a window, or one learned logit per head")
-    if softcap is not None and not softcap > 0:
-        yield Problem("softcap", softcap, "is above 0")
-    if scale is not None and not scale > 0:
-        yield Problem("scale", scale, "is above 0")
-    if not 0 <= dropout_p < 1:
+    for name, factor in (("softcap", softcap), ("scale", scale)):
+        if factor is not None and not (_is_real(factor) and factor > 0):
+            yield Problem(name, factor, "is a number above 0")
+    if not (_is_real(dropout_p) and 0 <= dropout_p < 1):
         yield Problem("dropout_p", dropout_p, "lies from 0 up to, not including, 1")
-    if dropout_seed is not None and not 0 <= dropout_seed < 1 << 63:
-        yield Problem("dropout_seed", dropout_seed, "lies from 0 up to, not including, 2**63")
+    if dropout_seed is not None and not is_whole(dropout_seed):
+        yield Problem("dropout_seed", dropout_seed, "is a whole number from 0 to 2**63 - 1")
+
+
+def is_whole(x: object, least: int = 0) -> bool:
+    """Whether a size or a count: True is none."""
+    return isinstance(x, int) and not isinstance(x, bool) and least <= x < 1 << 63
+
+
+def _is_real(x: object) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
 
 
 def _tensors(q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor) -> Iterator[Problem]:
     batch, _, n_heads, d_head = q_BTNH.shape
     n_kv_heads = k_BSKH.shape[2]
+    if q_BTNH.dtype not in DTYPES:
+        yield Problem("q_BTNH", q_BTNH.dtype, f"is one of {', '.join(map(str, DTYPES))}")
+    if d_head == 0:
+        yield Problem("d_head", d_head, "is at least 1")
     for name, x in (("k_BSKH", k_BSKH), ("v_BSKH", v_BSKH)):
         if (x.dtype, x.device) != (q_BTNH.dtype, q_BTNH.device):
             rule = f"is {q_BTNH.dtype} on {q_BTNH.device}, as the queries"
@@ -127,6 +149,26 @@ def _per_head(q_BTNH: Tensor, sink_N: Tensor | None, alibi_N: Tensor | None) -> 
         yield Problem("alibi", "a tensor with a gradient", "is constant", hint)
 
 
+def _strays(
+    q_BTNH: Tensor,
+    sink_N: Tensor | None,
+    alibi_N: Tensor | None,
+    bias: Tensor | None,
+    block_mask: BlockMask | None,
+) -> Iterator[Problem]:
+    """What is no tensor on the queries' device."""
+    if not isinstance(block_mask, BlockMask | None):
+        yield Problem("block_mask", type(block_mask).__name__, "is a BlockMask")
+        block_mask = None
+    named = {"sinks": sink_N, "alibi": alibi_N, "bias": bias}
+    given = {name: x for name, x in named.items() if x is not None}
+    given |= {} if block_mask is None else {"block_mask.seen": block_mask.seen}
+    for name, x in given.items():
+        where = x.device if isinstance(x, Tensor) else type(x).__name__
+        if where != q_BTNH.device:
+            yield Problem(name, where, f"is a tensor on {q_BTNH.device}, as the queries")
+
+
 def _sequences(
     q_BTNH: Tensor, k_BSKH: Tensor, cu_seqlens: Tensor | tuple[Tensor, Tensor] | None
 ) -> Iterator[Problem]:
@@ -136,6 +178,10 @@ def _sequences(
         hint = "lay the sequences end to end in one row"
         yield Problem("batch", q_BTNH.shape[0], "is 1 where cu_seqlens is given", hint)
     pair = cu_seqlens if isinstance(cu_seqlens, tuple) else (cu_seqlens, cu_seqlens)
+    if len(pair) != 2 or not all(isinstance(x, Tensor) and not x.is_meta for x in pair):
+        given = [x.device.type if isinstance(x, Tensor) else type(x).__name__ for x in pair]
+        yield Problem("cu_seqlens", given, "is a tensor with its numbers, or a pair of them")
+        return
     for bounds, x in zip(pair, (q_BTNH, k_BSKH), strict=True):
         places = [] if bounds.dim() != 1 or bounds.is_floating_point() else bounds.tolist()
         if (
@@ -180,7 +226,7 @@ def _pairs(
         yield Problem("bias", tuple(bias.shape), rule, hint)
     if block_mask is None:
         return
-    if block_mask.size < 1:
+    if not is_whole(block_mask.size, least=1):
         yield Problem("block_mask.size", block_mask.size, "is at least 1")
         return
     whole[2:] = [-(-n // block_mask.size) for n in (n_queries, n_keys)]

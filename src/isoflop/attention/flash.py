@@ -10,7 +10,7 @@ from typing import Literal, overload
 from torch import Tensor
 
 from isoflop.attention import blockwise
-from isoflop.attention.arguments import read_options
+from isoflop.attention.arguments import is_whole, read_options
 from isoflop.errors import InputError, Problem
 
 
@@ -77,8 +77,9 @@ def flash_attention(
     Raises:
         InputError: arguments that do not fit together; all are listed.
     """
-    if block_size < 1:
-        raise InputError("flash_attention", [Problem("block_size", block_size, "is at least 1")])
+    if not is_whole(block_size, least=1):
+        rule = "is a whole number of at least 1"
+        raise InputError("flash_attention", [Problem("block_size", block_size, rule)])
     options = read_options(
         q, k, v, causal=causal, window=window, scale=scale, return_lse=return_lse
     )

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from isoflop.attention.arguments import is_whole
 from isoflop.attention.dispatch import attention
 from isoflop.errors import InputError, Problem
 
@@ -62,9 +63,18 @@ def multi_head_attention(
     return out_BTNH.flatten(-2)
 
 
+#: What `attention` calls our arguments.
+_NAMES = {
+    "q_BTNH": "query",
+    "k_BSKH": "key",
+    "v_BSKH": "value",
+    "bias": "mask",
+    "n_kv_heads": "num_kv_heads",
+}
+
+
 def _as_named(problem: Problem) -> Problem:
-    """What `attention` calls a bias is the mask here."""
-    return replace(problem, field="mask") if problem.field == "bias" else problem
+    return replace(problem, field=_NAMES.get(problem.field, problem.field))
 
 
 def _problems(
@@ -72,15 +82,15 @@ def _problems(
 ) -> list[Problem]:
     tensors = {"query": query, "key": key, "value": value}
     problems = [
-        Problem(name, tuple(x.shape), "has three axes: batch, tokens, width")
+        Problem(name, tuple(getattr(x, "shape", ())), "is a tensor of batch, tokens, width")
         for name, x in tensors.items()
-        if x.dim() != 3
+        if not isinstance(x, Tensor) or x.dim() != 3
     ]
     heads = {"num_heads": n_heads, "num_kv_heads": n_kv_heads}
     problems += [
         Problem(name, n, "is a whole number of at least 1")
         for name, n in heads.items()
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1
+        if not is_whole(n, least=1)
     ]
     if problems:
         return problems

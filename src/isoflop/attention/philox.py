@@ -42,8 +42,8 @@ def philox(counter: tuple[Tensor, ...], seed: int, rounds: int = ROUNDS) -> tupl
 
 
 def threshold(p: float) -> int:
-    """Of `RESOLUTION` equally likely values, how many drop a weight."""
-    return round(p * RESOLUTION)
+    """Of `RESOLUTION` equally likely values, how many drop a weight; one at least keeps it."""
+    return min(round(p * RESOLUTION), RESOLUTION - 1)
 
 
 def keep_scale(p: float) -> float:

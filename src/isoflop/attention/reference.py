@@ -1,6 +1,7 @@
-"""Attention as it is written on paper: every score in memory, in the dtype given.
+"""Attention as it is written on paper: every score in memory.
 
-The oracle of the other backends (in float64); it can do everything.
+The oracle of the other backends (in float64); it can do everything. Half precision is computed
+in float32: a score past 65,504 is no number in float16, and a softmax in bfloat16 has two digits.
 
 Letters: B batch · T query tokens · S key tokens · N heads · K kv heads · G = N / K · H d_head.
 """
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from isoflop.attention import masks, philox
-from isoflop.attention.options import Dropout, Options
+from isoflop.attention.options import Dropout, Options, no_autocast, score_dtype
 
 
 def attend(
@@ -21,6 +22,16 @@ def attend(
 
     A query that sees no key gives zeros, and -inf as its log.
     """
+    dtype, wide = q_BTNH.dtype, score_dtype(q_BTNH.dtype)
+    with no_autocast(q_BTNH.device):
+        q_BTNH, k_BSKH, v_BSKH = (x.to(wide) for x in (q_BTNH, k_BSKH, v_BSKH))
+        out_BTNH, lse_BTN = _attend(q_BTNH, k_BSKH, v_BSKH, options)
+    return out_BTNH.to(dtype), lse_BTN
+
+
+def _attend(
+    q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, options: Options
+) -> tuple[Tensor, Tensor]:
     n_kv_heads = k_BSKH.shape[2]
     weights_BNTS, lse_BNT = _softmax(_scores(q_BTNH, k_BSKH, options), options.sinks.logits)
     if options.dropout is not None:

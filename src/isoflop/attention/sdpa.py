@@ -64,7 +64,6 @@ def _attend_by_group(
     """
     n_kv_heads = k_BSKH.shape[2]
     q_BKGH = torch.unflatten(q_B1NH[:, 0], 1, (n_kv_heads, -1))
-    mask = None if mask is None else four_axes(mask)
     if mask is not None and mask.shape[1] > 1:
         mask = torch.unflatten(mask[:, :, 0], 1, (n_kv_heads, -1))
     k_BKSH, v_BKSH = k_BSKH.transpose(1, 2), v_BSKH.transpose(1, 2)
@@ -104,8 +103,8 @@ def _near(
     """Without the keys that have left every query's window: they need not be read at all."""
     if options.window is None or options.sinks.tokens or _shaped(options):
         return k_BSKH, v_BSKH
-    n_near = q_BTNH.shape[1] + options.window - 1
-    return k_BSKH[:, -n_near:], v_BSKH[:, -n_near:]
+    first = max(0, k_BSKH.shape[1] - (q_BTNH.shape[1] + options.window - 1))
+    return k_BSKH[:, first:], v_BSKH[:, first:]
 
 
 def _mask(q_BTNH: Tensor, k_BSKH: Tensor, options: Options) -> Tensor | None:
@@ -116,8 +115,8 @@ def _mask(q_BTNH: Tensor, k_BSKH: Tensor, options: Options) -> Tensor | None:
     seen = masks.visible_pairs(options, n_queries, n_keys, q_BTNH.device)
     added = masks.added_scores(options, n_queries, n_keys, q_BTNH)
     if added is None:
-        return seen
-    return added if seen is None else added.masked_fill(~seen, -torch.inf)
+        return None if seen is None else four_axes(seen)
+    return four_axes(added if seen is None else added.masked_fill(~seen, -torch.inf))
 
 
 def _preferred(q_BTNH: Tensor) -> AbstractContextManager[None]:

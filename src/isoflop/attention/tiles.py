@@ -96,9 +96,10 @@ class Grid:
 
         On the meta device nobody knows which those are: all are taken.
         """
+        if start >= end:
+            return
         if options.block_mask is None or options.block_mask.seen.is_meta:
-            if start < end:
-                yield slice(start, end)
+            yield slice(start, end)
             return
         size = options.block_mask.size
         rows = options.block_mask.seen[..., queries.start // size : -(-queries.stop // size), :]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from isoflop.attention.options import Options, score_dtype
+from isoflop.attention.options import Options, no_autocast, score_dtype
 
 #: Queries at a time: fewer waste less above the diagonal, more fill the products.
 QUERIES = 64
@@ -39,7 +39,7 @@ class _Triangle(torch.autograd.Function):
     def forward(ctx: Any, q_BTNH: Tensor, k_BTNH: Tensor, v_BTNH: Tensor, scale: float) -> Tensor:
         q, k, v = (_by_head(x) for x in (q_BTNH, k_BTNH, v_BTNH))
         wide = score_dtype(q.dtype)
-        with torch.autocast(q.device.type, enabled=False):
+        with no_autocast(q.device):
             q_wide, k_wide = q.to(wide) * scale, k.to(wide)
             out_XTH, shares = torch.empty_like(v), []
             for now, past in _rows(q.shape[1]):
@@ -49,14 +49,14 @@ class _Triangle(torch.autograd.Function):
                 shares.append(share_Xts)
         ctx.scale = scale
         ctx.save_for_backward(q, k, v, out_XTH, *shares)
-        return _by_token(out_XTH, len(q_BTNH))
+        return _by_token(out_XTH, q_BTNH.shape[2])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BTNH: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, *shares = ctx.saved_tensors
         wide, grad = score_dtype(q.dtype), _by_head(grad_BTNH)
-        with torch.autocast(q.device.type, enabled=False):
+        with no_autocast(q.device):
             grad_wide, v_wide = grad.to(wide), v.to(wide)
             mean_XT1 = (grad_wide * out).sum(-1, keepdim=True)
             dq, dk, dv = torch.empty_like(q), *(torch.zeros_like(x, dtype=wide) for x in (k, v))
@@ -67,7 +67,7 @@ class _Triangle(torch.autograd.Function):
                 dk[:, past] += torch.bmm(d_score_Xts.mT, q[:, now])
                 dv[:, past] += torch.bmm(share_Xts.mT, grad[:, now])
             grads = dq.mul_(ctx.scale), dk.mul_(ctx.scale).to(k.dtype), dv.to(v.dtype)
-        return *(_by_token(x, len(grad_BTNH)) for x in grads), None
+        return *(_by_token(x, grad_BTNH.shape[2]) for x in grads), None
 
 
 _triangle: Callable[..., Tensor] = _Triangle.apply
@@ -93,5 +93,5 @@ def _by_head(x_BTNH: Tensor) -> Tensor:
     return x_BTNH.transpose(1, 2).flatten(0, 1).contiguous()
 
 
-def _by_token(x_XTH: Tensor, batch: int) -> Tensor:
-    return torch.unflatten(x_XTH, 0, (batch, -1)).transpose(1, 2)
+def _by_token(x_XTH: Tensor, n_heads: int) -> Tensor:
+    return torch.unflatten(x_XTH, 0, (-1, n_heads)).transpose(1, 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from isoflop.arch import Arch, zoo
@@ -18,13 +20,14 @@ if TYPE_CHECKING:
 
 HEADER = ["", "derived", "built", ""]
 MORE = "--all shows every number"
+REASON = " " * 6
 
 
 def render_rows(arch: Arch, rows: Sequence[Row], *, every: bool) -> str:
     """The sums, what disagrees, and why what differs may; or every number."""
     wrong = [row for row in rows if not row.agrees]
     head = (
-        f"{arch.name}: {len(rows)} numbers derived from the spec and found on the built module, "
+        f"{arch.name}: {len(rows)} numbers derived, and found on the built module, "
         f"{len(wrong)} disagree"
     )
     if every:
@@ -34,7 +37,7 @@ def render_rows(arch: Arch, rows: Sequence[Row], *, every: bool) -> str:
     if below := [row for row in wrong if not row.is_total]:
         parts.append(f"what disagrees, by path\n{_table(below)}")
     if known := list(_known(rows)):
-        parts.append(f"what differs for a known reason, by path ({MORE})\n{_table(known)}")
+        parts.append(f"what differs for a known reason, by path ({MORE})\n{_with_reasons(known)}")
     return "\n\n".join(parts)
 
 
@@ -55,6 +58,14 @@ def _table(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return table(lines, HEADER, "lrrl")
+
+
+def _with_reasons(rows: Sequence[Row]) -> str:
+    """Each reason below its row, so that lines stay within a narrow terminal."""
+    numbers = [[f"  {x.path}", format_exact(x.derived), format_exact(x.built)] for x in rows]
+    header, *lines = table(numbers, HEADER[:3], "lrr").splitlines()
+    reasons = (fill(_verdict(x), 80, initial_indent=REASON, subsequent_indent=REASON) for x in rows)
+    return "\n".join([header, *chain.from_iterable(zip(lines, reasons, strict=True))])
 
 
 def _verdict(row: Row) -> str:

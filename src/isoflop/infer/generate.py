@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from isoflop.arch.rules import Rules
 from isoflop.arch.spec import Arch, Learned, Rope
@@ -19,6 +19,8 @@ from isoflop.infer.sample import GREEDY, Sampling, choose, uniforms
 from isoflop.infer.stops import Ending, Reason
 from isoflop.infer.tokens import Tokenizer
 from isoflop.model import EncoderDecoder
+from isoflop.model.experts.module import GroupedLinear
+from isoflop.model.parts import HeadModule
 from isoflop.model.rope_scaling import turns_outdated
 
 
@@ -82,7 +84,7 @@ class Generation:
 
         Raises:
             InputError: no prompt or an empty one, tokens that the model does not have, more than
-                there are positions, a model in training; all are listed.
+                there are positions, a model in training or of several precisions; all are listed.
         """
         check(model, prompts, request)
         self.model, self.request = model, request
@@ -113,7 +115,7 @@ class Generation:
         written_BV = self._written(device)
         for i, uniform_B in enumerate(draws.to(device)):
             logits_BV = self.reader.read(tokens_BT, counts)
-            if i == 0:
+            if i == 0 or device.type == "cpu":  # asking a GPU would make it wait
                 _check_finite(self.model.arch, logits_BV)
             token_B = choose(logits_BV, sampling, uniform_B, written_BV)
             yield token_B
@@ -229,6 +231,7 @@ def check(model: Model, prompts: Sequence[Sequence[int]], request: Request) -> N
     rows = {f"prompts[{i}]": prompt for i, prompt in enumerate(prompts)}
     problems += _bad_tokens(model.arch, rows | ({"start": request.start} if request.start else {}))
     problems += _too_far(model.arch, {len(x) for x in begun}, request)
+    problems += _mixed(model)
     if problems:
         raise InputError(model.arch.name, problems)
 
@@ -265,8 +268,18 @@ def _too_far(arch: Arch, lengths: set[int], request: Request) -> Iterator[Proble
             yield Problem("position.scaling", rope.scaling.kind if rope.scaling else "", rule, hint)
 
 
+def _mixed(model: Model) -> Iterator[Problem]:
+    """Products of two precisions: none is cast to the other without a word."""
+    kinds = nn.Linear, nn.Embedding, HeadModule, GroupedLinear
+    maps = (x for x in model.modules() if isinstance(x, kinds))
+    dtypes = {str(x.dtype) for module in maps for x in module.parameters(recurse=False)}
+    if len(dtypes) > 1:
+        hint = "cast all to one (load_model(dtype=...), --precision bf16)"
+        yield Problem("weights", ", ".join(sorted(dtypes)), "have one precision", hint)
+
+
 def _check_finite(arch: Arch, logits_BV: Tensor) -> None:
     """Weights that are no numbers, or overflow, would write nonsense without a word."""
-    if not bool(logits_BV.isfinite().all()):
+    if not bool(logits_BV.sum(dtype=torch.float64).isfinite()):
         hint = "the weights are broken, or overflow in their precision"
         raise InputError(arch.name, [Problem("logits", "not finite", "are numbers", hint)])

@@ -69,10 +69,12 @@ def choose(
     2
     """
     if written_BV is not None and sampling.repetition_penalty != 1.0:
-        logits_BV = penalize(logits_BV, written_BV, sampling.repetition_penalty)
+        logits_BV = penalize(logits_BV.double(), written_BV, sampling.repetition_penalty)
     if sampling.temperature == 0.0:
         return logits_BV.argmax(-1)
-    logits_BV = logits_BV.double() / sampling.temperature
+    # From the highest down, so that no temperature makes a score infinite.
+    logits_BV = logits_BV.double()
+    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / sampling.temperature
     if sampling.top_k is not None:
         logits_BV = keep_top_k(logits_BV, sampling.top_k)
     if sampling.top_p is not None:
@@ -92,7 +94,8 @@ def penalize(logits_BV: Tensor, written_BV: Tensor, penalty: float) -> Tensor:
     tensor([[ 2., -8.,  1.]])
     """
     punished_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-    return torch.where(written_BV, punished_BV, logits_BV)
+    finite_BV = punished_BV.nan_to_num()  # the least penalties leave no room for scores
+    return torch.where(written_BV, finite_BV, logits_BV)
 
 
 def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:

@@ -160,7 +160,12 @@ def parse_whole(text: str, field: str = "number") -> int:
     >>> parse_whole("0"), parse_whole("1e3")
     (0, 1000)
     """
-    return 0 if text.strip() == "0" else parse_count(text, field)
+    if text.strip() == "0":
+        return 0
+    try:
+        return parse_count(text, field)
+    except InputError:
+        raise _wrong(text, field, "is a whole number from 0 to 1e60", "0, 300e9 or 300B") from None
 
 
 def parse_bytes(text: str, field: str = "bytes") -> int:

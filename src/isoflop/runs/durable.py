@@ -6,6 +6,7 @@ disk, and take the name in one step; then the folder itself is forced to the dis
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -27,9 +28,12 @@ class WriteFailed(Infeasible):
             free = f"{format_bytes(shutil.disk_usage(path.parent).free)} are free there"
         except OSError:
             free = "the folder cannot be read"
+        room, retry = "", "write elsewhere, or again"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            room, retry = f"{free}; ", "make room and run the same command again"
         super().__init__(
-            f"{path}: could not write {format_bytes(n_bytes)}: {error.strerror or error}; {free}; "
-            "what was saved before is intact: make room and run the same command again"
+            f"{path}: could not write {format_bytes(n_bytes)}: {error.strerror or error}; {room}"
+            f"what was saved before is intact: {retry}"
         )
 
 

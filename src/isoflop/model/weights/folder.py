@@ -1,6 +1,6 @@
 """A folder of safetensors: its config, and which file holds which tensor.
 
-A folder may come from anywhere. Nothing in it is unpickled, no file outside of it is opened,
+A folder may come from anywhere. Nothing in it is unpickled, no weights outside of it are read,
 and nothing is allocated for what it merely claims.
 """
 
@@ -48,7 +48,7 @@ def open_folder(path: Path | str) -> Folder:
     config = parse_json(read_file(folder / CONFIG), str(folder / CONFIG))
     _refuse_quantized(config, str(folder / CONFIG))
     if (folder / SINGLE).is_file():
-        entries = read_header(_confined(folder, SINGLE, SINGLE))
+        entries = read_header(_confined(folder, SINGLE, str(folder)))
     elif (folder / INDEX).is_file():
         entries = _read_shards(folder)
     else:
@@ -96,6 +96,9 @@ def _read_shards(folder: Path) -> dict[str, Entry]:
 def _confined(folder: Path, name: str, where: str) -> Path:
     """A file of the folder itself, by its plain name.
 
+    In Hugging Face's cache a folder `snapshots/REVISION` holds links into the `blobs` beside
+    `snapshots`; those are followed.
+
     Raises:
         InputError: the name leads elsewhere, or the file is a link to elsewhere.
     """
@@ -104,9 +107,11 @@ def _confined(folder: Path, name: str, where: str) -> Path:
     if not plain or "\\" in name:
         rule = "is the plain name of a .safetensors file in the folder"
         raise InputError(where, [Problem("weight_map", name, rule)])
-    if path.resolve().parent != folder.resolve():
+    whole = folder.resolve()
+    blobs = [whole.parents[1] / "blobs"] if whole.parent.name == "snapshots" else []
+    if path.resolve().parent not in (whole, *blobs):
         rule, hint = "is a file in the folder itself", "it is a link to elsewhere: copy it (cp -L)"
-        raise InputError(where, [Problem("weight_map", name, rule, hint)])
+        raise InputError(where, [Problem("file", name, rule, hint)])
     return path
 
 

@@ -99,13 +99,16 @@ def load_model(
     """The model in a Hugging Face folder: config.json, and safetensors in one file or sharded.
 
     Args:
-        dtype: what to cast every trained weight to; None keeps each as it is stored.
+        dtype: what floats to cast every trained weight to; None keeps each as it is stored.
         ignored_keys: keys of the config that are not understood, and are known to change nothing.
 
     Raises:
         InputError: as `read_weights`; or a key of the config is not understood, so that the
-            model might compute something else; or the model is not built yet.
+            model might compute something else; or the model is not built yet; or weights
+            are no numbers.
     """
+    if dtype is not None and not dtype.is_floating_point:
+        raise InputError(str(folder), [Problem("dtype", dtype, "is a floating one")])
     opened = open_folder(folder)
     reading = read_hf(dict(opened.config), _name_of(opened.path))
     if unknown := [key for key in reading.unknown if key not in ignored_keys]:
@@ -124,7 +127,12 @@ def _fill(
     dtype: torch.dtype | None,
     device: torch.device | str,
 ) -> None:
-    """Put a copy of every weight in its place; what is read is let go before the next."""
+    """Put a copy of every weight in its place; what is read is let go before the next.
+
+    Raises:
+        InputError: weights that are no numbers: attention's kernels may take them for nothing.
+    """
+    broken = []
     for pair in weights.pairs:
         for name, read in weights.read(pair).items():
             path, _, leaf = name.rpartition(".")
@@ -133,6 +141,15 @@ def _fill(
             kept = dtype if trained and dtype is not None else read.dtype
             copied = torch.empty(read.shape, dtype=kept, device=device).copy_(read)
             setattr(module, leaf, nn.Parameter(copied) if trained else copied)
+            if not _are_numbers(read):
+                broken.append(Problem(name, "not finite", "has finite numbers alone"))
+    if broken:
+        raise InputError(str(weights.folder.path), broken[:LISTED])
+
+
+def _are_numbers(weight: Tensor) -> bool:
+    """Whether all are finite: what is no number is the least and the largest of them."""
+    return all(bool(end.isfinite()) for end in torch.aminmax(weight))
 
 
 def _unborn(folder: Folder, arch: Arch) -> Decoder | EncoderDecoder:

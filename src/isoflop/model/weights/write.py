@@ -101,7 +101,7 @@ def write_folder(
     Raises:
         InputError, WriteFailed: as `save_model`.
     """
-    _check_target(folder, max_shard_bytes)
+    folder = _checked_target(folder, max_shard_bytes)
     n_bytes = sum(tensor.nbytes for tensor in tensors.values())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -113,8 +113,8 @@ def write_folder(
         _write_text(unfinished / CONFIG, _json(config))
         for name, text in (beside or {}).items():
             _write_text(unfinished / name, text)
+        _open_as(unfinished, unfinished / CONFIG)
         sync_folder(unfinished)
-        unfinished.chmod(0o755)  # a temporary folder is its owner's alone
         os.replace(unfinished, folder)  # noqa: PTH105 - the call a crash test intercepts
         sync_folder(folder.parent)
     except SafetensorError as error:
@@ -125,14 +125,29 @@ def write_folder(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _check_target(folder: Path, max_shard_bytes: int) -> None:
+def _open_as(folder: Path, plain: Path) -> None:
+    """For whoever may read a plain new file: temporary folders and safetensors are their owner's."""
+    mode = plain.stat().st_mode & 0o666
+    for file in folder.iterdir():
+        file.chmod(mode)
+    folder.chmod(mode | 0o300 | (mode & 0o444) >> 2)
+
+
+def _checked_target(folder: Path, max_shard_bytes: int) -> Path:
+    """The folder, or where a link leads: no folder can be put in a link's place."""
     problems = []
     if max_shard_bytes < 1:
         problems.append(Problem("max_shard_bytes", max_shard_bytes, "is at least 1"))
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    try:
+        target = folder.resolve() if folder.is_symlink() else folder
+        free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    except OSError as error:
+        raise WriteFailed(folder, 0, error) from error
+    if not free:
         problems.append(Problem("folder", str(folder), "is new or empty: nothing is overwritten"))
     if problems:
         raise InputError(str(folder), problems)
+    return target
 
 
 def _write_tensors(
