@@ -12,13 +12,15 @@ from isoflop.arch import Attention
 from isoflop.cli.laws import read_law
 from isoflop.cli.options import Count, Json, Real
 from isoflop.cli.output import emit, say
-from isoflop.cli.plan import Failures, On, numbers, percent, risk_text
-from isoflop.cli.plan_train import AS_ASSUMED, Terms, labelled, read_stack
+from isoflop.cli.plan import Failures, On, percent, risk_text
+from isoflop.cli.plan_train import AS_ASSUMED, Terms, read_stack
 from isoflop.errors import MISSING, Infeasible, InputError, Problem
 from isoflop.hardware import parse_cluster
 from isoflop.laws import Demand, Law
 from isoflop.plan.budgeting.plan import KINDS, Ask, BudgetPlan, Choice, Kind, Refused
 from isoflop.plan.budgeting.settle import plan_budget
+from isoflop.plan.shown import labelled
+from isoflop.quantity.text import numbers, table
 from isoflop.quantity.units import (
     format_bytes,
     format_count,
@@ -26,7 +28,7 @@ from isoflop.quantity.units import (
     format_si,
     format_value,
 )
-from isoflop.report.text import footer, table
+from isoflop.report.text import footer
 
 #: The law of a budget where none is named, and where data are few.
 LAW, LAW_REPEATED = "besiroglu-2024-minimum", "muennighoff-2023"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from isoflop.arch.foreign import parse_toml, read_file
 from isoflop.cli.options import Count, Json, Real, Whole, load_model
 from isoflop.cli.output import emit as to_json
 from isoflop.cli.output import say
-from isoflop.cli.plan import Failures, On, numbers, risk_text
+from isoflop.cli.plan import Failures, On, risk_text
 from isoflop.cli.plan_search import NO_HUNT, Hunt, render_found
 from isoflop.cli.plan_written import NOTHING, Written
 from isoflop.count.memory_split import ContextBy, Offload
@@ -22,14 +22,16 @@ from isoflop.hardware import Cluster, parse_cluster
 from isoflop.hardware.fitted import OwnSteps
 from isoflop.plan import Layout, TrainPlan
 from isoflop.plan.schedule import ScheduleName
+from isoflop.plan.shown import LABELS, labelled
 from isoflop.plan.training.ask import TrainAsk
 from isoflop.plan.training.plan import planned
 from isoflop.plan.training.quoted import Figure, Quoted, machines
 from isoflop.plan.training.relief import relieved
 from isoflop.plan.training.work import Work, sequences_per_step
 from isoflop.quantity import Node
-from isoflop.quantity.units import format_bytes, format_exact, format_value
-from isoflop.report.text import footer, table, tree
+from isoflop.quantity.text import numbers, table, tree
+from isoflop.quantity.units import format_bytes, format_count, format_value
+from isoflop.report.text import footer
 
 if TYPE_CHECKING:
     from isoflop.plan.search import Found
@@ -263,9 +265,8 @@ def _tell(plan: TrainPlan, found: Found | None, written: Written, *, as_json: bo
 def render_train(plan: TrainPlan, found: Found | None = None) -> str:
     """A training plan as text: numbers with ranges, memory, what was refused, assumptions."""
     work = plan.ask.work
-    by = "" if plan.stack is None else f", stack {plan.stack}"
     lines = [
-        f"{work.arch.name} on {format_exact(work.tokens)} tokens, {plan.cluster}{by}",
+        plan.title,
         "",
         numbers(dict(labelled(plan.nodes()))),
         *([] if plan.rhythm is None else [risk_text(plan.rhythm, plan.days)]),
@@ -274,10 +275,7 @@ def render_train(plan: TrainPlan, found: Found | None = None) -> str:
     lines += [_step(plan), ""] if found is None and plan.seconds_step is not None else []
     lines += [render_found(found), ""] if found is not None else []
     lines += [
-        f"layout {plan.layout}{_idle(plan)}, recompute {work.recompute}, batch of {format_exact(plan.ask.global_batch)} x "
-        f"{format_exact(work.seq_len)} tokens: "
-        f"{format_bytes(plan.bytes_per_accelerator.value)} per accelerator "
-        f"of {format_bytes(plan.cluster.chip.bytes_memory.value)}",
+        plan.placed,
         tree(plan.bytes_per_accelerator, depth=1),
         *([] if plan.bytes_per_host is None else _on_host(plan, plan.bytes_per_host)),
     ]
@@ -290,19 +288,15 @@ def render_train(plan: TrainPlan, found: Found | None = None) -> str:
     return "\n".join(lines)
 
 
-def labelled(nodes: Mapping[str, Node]) -> Iterator[tuple[str, Node]]:
-    """A plan's numbers by what they are called, the parts of the days below them."""
-    for name, label in LABELS.items():
-        if name not in nodes:
-            continue
-        yield label, nodes[name]
-        if name == "days":
-            yield from ((f"  {part.name}", part) for part in nodes[name].children)
-
-
 def _step(plan: TrainPlan) -> str:
     assert plan.seconds_step is not None
-    return f"one step, at {float(plan.mfu.value):.1%} MFU:\n{tree(plan.seconds_step, depth=1)}"
+    tokens = plan.ask.global_batch * plan.ask.work.seq_len
+    rate = float(tokens / plan.seconds_step.value)
+    return (
+        f"one step of {format_count(tokens)} tokens: {format_count(rate)} tokens/s, "
+        f"{format_count(rate / plan.layout.n_accelerators)} per accelerator, "
+        f"{float(plan.mfu.value):.1%} of peak (MFU)\n{tree(plan.seconds_step, depth=1)}"
+    )
 
 
 def _on_host(plan: TrainPlan, held: Node) -> list[str]:
@@ -316,22 +310,6 @@ def _refused(plan: TrainPlan) -> list[str]:
     lines = [f"binding: {plan.binding}", *(f"refused {r}" for r in plan.refused[:MOST_REFUSED])]
     left = len(plan.refused) - MOST_REFUSED
     return [*lines, f"refused {left} more (--json lists them)"] if left > 0 else lines
-
-
-#: How the numbers of a plan are called in text.
-LABELS = {
-    "flops": "FLOPs",
-    "flops_6nd": "6 N D",
-    "accelerator_hours": "accelerator-hours",
-    "days": "days",
-    "energy_mwh": "energy, MWh",
-    "tonnes_co2e": "CO2e, tonnes",
-    "dollars": "dollars",
-}
-
-
-def _idle(plan: TrainPlan) -> str:
-    return f", {plan.n_idle} accelerators idle" if plan.n_idle else ""
 
 
 # --- quoted figures -----------------------------------------------------------------------------
