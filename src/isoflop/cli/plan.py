@@ -15,10 +15,10 @@ from isoflop.quantity.units import (
     format_seconds,
 )
 
-On = Annotated[str, Parameter(name="--on", help="Accelerators, such as 1024xa100-sxm-80gb.")]
+On = Annotated[str, Parameter(name="--on", metavar="NxCHIP", help="Accelerators, such as 1024xa100-sxm-80gb.")]
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Failures")
 @dataclass(frozen=True, slots=True)
 class Failures:
     """What keeps a run from its steps, in place of assumptions.

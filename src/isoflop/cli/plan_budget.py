@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -34,7 +34,7 @@ from isoflop.report.text import footer
 LAW, LAW_REPEATED = "besiroglu-2024-minimum", "muennighoff-2023"
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="The budget, in one of three ways")
 @dataclass(frozen=True, slots=True)
 class Amount:
     """The budget, in one of three ways.
@@ -63,7 +63,7 @@ class Amount:
         return said[0], given[said[0]]
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="What the model is for")
 @dataclass(frozen=True, slots=True)
 class Purpose:
     """What the model is for, and the law that says what it is worth.
@@ -103,7 +103,7 @@ def plan_budget_command(
     on: On,
     amount: Amount = NO_AMOUNT,
     purpose: Purpose = ANY_PURPOSE,
-    days: Real | None = None,
+    days: Annotated[Real | None, Parameter(name=("--max-days", "--days"))] = None,
     seq_len: Count = 4096,
     vocab_size: Count = 32_000,
     family: str = "llama",

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MOST_REFUSED = 3
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Layout")
 @dataclass(frozen=True, slots=True)
 class Split:
     """The layout; any of these fixes it whole: sizes not given are then 1.
@@ -55,7 +55,7 @@ class Split:
     cp
         Context parallelism: ranks that share each sequence.
     cp_by
-        How context-parallel ranks meet each other's tokens: ring, gather or all_to_all (Ulysses).
+        How context-parallel ranks meet each other's tokens; all_to_all is Ulysses.
     ep
         Expert parallelism: ranks out of dp x cp that the experts are dealt over.
     dp
@@ -66,12 +66,12 @@ class Split:
         Ranks of dp x cp that ZeRO splits one copy over, the others being replicas (HSDP); all
         when not given.
     offload
-        What waits in the host's memory: none, optimizer, activations or optimizer+activations.
+        What waits in the host's memory.
     virtual
         Chunks of layers on each pipeline stage (interleaving).
     schedule
-        The order in which stages work: 1f1b, gpipe, zb-h1 or zb-h2 (weights' gradients put off),
-        dualpipe or dualpipev (work enters at both ends).
+        The order in which stages work: zb-* put weights' gradients off, in dualpipe* work enters
+        at both ends.
     sequence_parallel
         Split what lies between tensor-parallel matrices over the sequence.
     """
@@ -113,7 +113,7 @@ class Split:
         return replace(layout, dp=cluster.count // one_copy)
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="What you know of the machine and its site")
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What the user knows of the machine and its site, in place of assumptions.
