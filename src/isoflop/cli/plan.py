@@ -15,7 +15,9 @@ from isoflop.quantity.units import (
     format_seconds,
 )
 
-On = Annotated[str, Parameter(name="--on", metavar="NxCHIP", help="Accelerators, such as 1024xa100-sxm-80gb.")]
+On = Annotated[
+    str, Parameter(name="--on", metavar="NxCHIP", help="Accelerators, such as 1024xa100-sxm-80gb.")
+]
 
 
 @Parameter(name="*", group="Failures")

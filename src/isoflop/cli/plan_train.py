@@ -307,8 +307,9 @@ def _on_host(plan: TrainPlan, held: Node) -> list[str]:
 
 
 def _refused(plan: TrainPlan) -> list[str]:
-    lines = [f"binding: {plan.binding}", *(f"refused {r}" for r in plan.refused[:MOST_REFUSED])]
-    left = len(plan.refused) - MOST_REFUSED
+    others = [refusal for refusal in plan.refused if str(refusal) not in plan.binding]
+    lines = [f"binding: {plan.binding}", *(f"refused {r}" for r in others[:MOST_REFUSED])]
+    left = len(others) - MOST_REFUSED
     return [*lines, f"refused {left} more (--json lists them)"] if left > 0 else lines
 
 

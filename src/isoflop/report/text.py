@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from isoflop.quantity import Basis, Node, Symbol
 from isoflop.quantity.expr import Value
 from isoflop.quantity.text import table, tree
-from isoflop.quantity.units import format_si
+from isoflop.quantity.units import format_seconds, format_si
 
 __all__ = ["describe_bases", "footer", "symbol_text", "table", "tree"]
 
@@ -52,9 +52,13 @@ def symbol_text(symbol: Symbol, value: Value | None) -> str:
 
     >>> symbol_text(Symbol("bytes_per_second_link", 4.5e11), 4.5e11)
     '450 GB/s'
+    >>> symbol_text(Symbol("seconds_call", 2e-5), 2e-5)
+    '20 µs'
     """
     if value is None:
         return "free"
+    if symbol.name.startswith("seconds_"):
+        return format_seconds(value)
     units = (unit for start, unit in UNITS.items() if symbol.name.startswith(start))
     unit = "W" if symbol.name == "watts" else next(units, "")
     return format_si(value, unit) if unit else f"{float(value):,.6g}"
