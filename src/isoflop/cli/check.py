@@ -56,7 +56,7 @@ def calibrate_command(
     seconds
         How long to measure, such as 30s; longer narrows the spread.
     rows
-        A CSV file of your own step times, in the columns of `isoflop validate --rows`; nothing
+        A CSV file of your own step times, three or so: docs/own-steps.md says its columns; nothing
         is measured here.
     stack
         With --from: the software that the steps ran under, where the file does not say.

@@ -20,6 +20,7 @@ from isoflop.count.memory_split import ContextBy, Offload
 from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.hardware import Cluster, parse_cluster
 from isoflop.hardware.fitted import OwnSteps
+from isoflop.hardware.stack import find_stack
 from isoflop.plan import Layout, TrainPlan
 from isoflop.plan.schedule import ScheduleName
 from isoflop.plan.shown import LABELS, labelled
@@ -280,6 +281,7 @@ def render_train(plan: TrainPlan, found: Found | None = None) -> str:
         *([] if plan.bytes_per_host is None else _on_host(plan, plan.bytes_per_host)),
     ]
     lines += [] if plan.ranking is None else [plan.ranking.why]
+    lines += [] if plan.stack is None else [f"stack {plan.stack}: {find_stack(plan.stack).source}"]
     lines += plan.notes
     lines += _refused(plan) if found is None else []
     lines += ["", footer(plan.nodes().values())]

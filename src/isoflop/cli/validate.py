@@ -40,7 +40,7 @@ def validate(*, rows: Path | None = None, as_json: Json = False) -> None:
     Parameters
     ----------
     rows
-        A CSV file of step times, memory or whole runs, one row per measurement; without it
+        A CSV file of step times (docs/own-steps.md), memory or whole runs, one row each; without it
         the published step times that isoflop ships with.
     """
     from isoflop.check.published.judge import validate as judge

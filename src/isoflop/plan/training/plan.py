@@ -11,7 +11,6 @@ from isoflop.count import Recompute, params
 from isoflop.errors import InputError, Problem
 from isoflop.hardware import Cluster
 from isoflop.hardware.chip import Precision as Format
-from isoflop.hardware.stack import find_stack
 from isoflop.plan.assumed import assumption_json
 from isoflop.plan.economics import dollars, energy_mwh, price_of, tonnes_co2e
 from isoflop.plan.goodput import NeverEnds, Rhythm, Trouble
@@ -137,11 +136,7 @@ class TrainPlan:
             f"a share of the roofline's rate is assumed, for no step can be timed: {self.untimed}"
         )
         untimed = [share] if self.untimed else []
-        software = (
-            [] if self.stack is None else [f"stack {self.stack}: {find_stack(self.stack).source}"]
-        )
         return (
-            *software,
             *self.ask.chosen,
             *untimed,
             *barely(self.bytes_per_accelerator, self.cluster.chip),
