@@ -93,7 +93,7 @@ def _best(found: Found) -> list[str]:
     plan, choice = found.best, found.choice
     step = plan.seconds_step
     assert step is not None
-    gap = choice.gap or 0.0
+    gap = round(choice.gap or 0.0, 3) + 0.0  # never -0.0 %
     return [
         f"least {found.minimize}: {choice}",
         f"  {format_seconds(choice.seconds_best)} a step with its pipeline simulated, "

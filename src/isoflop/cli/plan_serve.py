@@ -127,7 +127,7 @@ def _batches(plan: ServePlan) -> str:
         for s in servers
     ]  # fmt: skip
     header = ["  batch", "first tokens", "per token", "tokens/s", *(["per copy"] if many else []),
-              "$ per million out", "90 % range", "weights"]  # fmt: skip
+              "$ per M out", "90 % range", "weights"]  # fmt: skip
     align = "rrrr" + "r" * many + "rlr"
     why = "first tokens: of a batch that comes at once, its prompts read one after the other"
     best = knee(servers)
@@ -164,7 +164,7 @@ def _attentions(plan: ServePlan) -> str:
 
 
 #: Columns of `_outcome`.
-_OUTCOME = ["batch", "per token", "tokens/s", "$ per million out", "90 % range"]
+_OUTCOME = ["batch", "per token", "tokens/s", "$ per M out", "90 % range"]
 _ALIGN = "rrrrl"
 
 
