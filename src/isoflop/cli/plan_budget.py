@@ -178,8 +178,8 @@ def render_budget(plan: BudgetPlan) -> str:
     """A budget's plan as text: the answer, the run, its risk, how flat the best is."""
     ask, chosen = plan.ask, plan.chosen
     lines = [
-        f"{_amount(ask)} on {ask.cluster}: {format_exact(chosen.n_params)} parameters, "
-        f"{format_exact(chosen.tokens)} tokens ({chosen.tokens / chosen.n_params:.3g} per parameter)",
+        f"{_amount(ask)} on {ask.cluster}: {format_count(chosen.n_params)} parameters, "
+        f"{format_count(chosen.tokens)} tokens ({chosen.tokens / chosen.n_params:.3g} per parameter)",
         "",
         f"loss {chosen.loss:.3f}{_loss_range(plan)}, by {ask.law.name}{_reach(plan)}",
         *_demands(plan),
