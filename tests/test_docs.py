@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import re
 import shlex
@@ -43,6 +44,18 @@ def test_an_example_prints_what_the_page_shows(page: str, command: str, expected
     assert same(expected, done.stdout.strip("\n")), (
         f"{page}: $ {command}\n{done.stdout}{done.stderr}"
     )
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if ">>> " in p.read_text()], ids=lambda p: p.name
+)
+def test_python_in_a_page_prints_what_it_shows(page: Path) -> None:
+    text = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(text, {}, page.name, page.name, 0)
+    assert test.examples
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    runner.run(test)
+    assert runner.summarize(verbose=False).failed == 0
 
 
 def same(expected: str, real: str) -> bool:

@@ -1,12 +1,29 @@
 """isoflop: write down a language model once, and know what it costs before you run it.
 
-The public names are loaded when they are first used, so that `import isoflop` costs
-nothing and counting never loads PyTorch.
+    load(NAME)                                  a model of the zoo, a config.json, a TOML spec: `.arch`
+    params, flops_forward                       what it is made of and does, as trees
+    memory_inference, memory_training           what one accelerator holds
+    calculate_llm_memory                        the same from a number of parameters alone
+    parse_cluster("64xh100-sxm")                machines
+    plan_train, plan_serve                      time, money, memory, layout: `print` shows them
+    find_law                                    published scaling laws
+    build                                       the module, in PyTorch
+    attention, flash_attention, multi_head_attention, explain_dispatch
+
+The names are loaded when they are first used, so that `import isoflop` costs nothing and
+counting never loads PyTorch. docs/python.md has more.
 
 >>> import isoflop
 >>> gpt3 = isoflop.load("gpt3-175b").arch
->>> isoflop.params(gpt3).value
-174604259328
+>>> print(isoflop.params(gpt3).find("layer/feed_forward"))
+feed_forward  1,208,020,992
+  up            604,028,928  50.0 %
+  down          603,992,064  50.0 %
+>>> plan = isoflop.plan_train(gpt3, 300 * 10**9, isoflop.parse_cluster("1024xa100-sxm-80gb"),
+...                           seq_len=2048, global_batch=1536)
+>>> print(plan)
+gpt3-175b on 300 B tokens, 1024xa100-sxm-80gb, stack unknown
+...
 """
 
 from importlib import import_module

@@ -10,6 +10,7 @@ Nothing is guessed: a text that is none of these is refused, with what was tried
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from isoflop.arch.zoo import entry, names
 from isoflop.errors import InputError, Problem, nearest
 
 MAX_TEXT = 4096
+#: What people write for a size: 7B, 1.5b, 350M.
+SIZE = re.compile(r"[0-9.]+[mbt]", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,5 +109,9 @@ def _missing(text: str) -> InputError:
 def _unknown(text: str) -> InputError:
     near = nearest(text, names())
     hint = f"did you mean {' or '.join(near)}?" if near else "`isoflop models` lists the zoo"
+    if SIZE.fullmatch(text):
+        hint = (
+            "a size is no model: `isoflop models` lists the zoo, `isoflop plan budget` finds shapes"
+        )
     rule = "is a zoo name, a config.json or its folder, a .toml spec, or hf:ORG/NAME (tried each)"
     return InputError("model", [Problem("name", text, rule, hint)])

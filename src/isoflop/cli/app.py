@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from isoflop import __version__
 from isoflop.errors import Infeasible, InputError, IsoflopError
@@ -78,13 +78,19 @@ EXTRAS = {"torch": "train", "safetensors": "train", "tokenizers": "train"}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+def _default(value: object) -> str | None:
+    """A default as help shows it: a flag that is off, or an empty list, needs no word."""
+    return None if value in (None, False, ()) else str(value)
+
+
 def build() -> App:
     """The whole command line, nothing heavy imported."""
     app = App(
         name="isoflop",
         help=SUMMARY,
         version=__version__,
-        help_format="plaintext",
+        help_format="markdown",  # lines of a docstring run on
+        default_parameter=Parameter(show_default=_default),
         exit_on_error=False,
         print_error=False,
     )

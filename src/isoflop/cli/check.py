@@ -13,7 +13,7 @@ from isoflop.arch import Arch
 from isoflop.cli.agreement import check_zoo, render_rows
 from isoflop.cli.options import Count, Duration, Json, load_model
 from isoflop.cli.output import check_output, emit, note, say
-from isoflop.cli.progress import bar
+from isoflop.cli.progress import bar, busy
 from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.quantity.units import (
     format_bytes,
@@ -56,7 +56,7 @@ def calibrate_command(
     seconds
         How long to measure, such as 30s; longer narrows the spread.
     rows
-        A CSV file of your own step times, in the columns of `isoflop validate --rows`; nothing
+        A CSV file of your own step times, three or so: docs/own-steps.md says its columns; nothing
         is measured here.
     stack
         With --from: the software that the steps ran under, where the file does not say.
@@ -184,7 +184,8 @@ def check(
 
     arch = load_model(model)
     known = None if profile is None else read_profile(profile)
-    rows = agree(arch)
+    with busy(f"building {arch.name} without its weights, and counting it: some seconds"):
+        rows = agree(arch)
     wrong = [row for row in rows if not row.agrees]
     data: dict[str, Any] = {
         "model": arch.name,

@@ -136,7 +136,7 @@ def count(
     batch
         Sequences at once.
     precision
-        How weights are stored: fp32, bf16, fp16, fp8, int8, int4.
+        How weights are stored.
     training
         Memory of a training step (weights, gradients, Adam, activations) instead of
         inference.
@@ -308,7 +308,7 @@ def explain(
     batch
         Sequences at once.
     precision
-        How weights are stored: fp32, bf16, fp16, fp8, int8, int4.
+        How weights are stored.
     """
     arch = load_model(model)
     workload = workload_of(arch, seq_len or arch.max_seq_len, batch)

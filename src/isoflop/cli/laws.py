@@ -204,8 +204,14 @@ def predict(
     check_size([data["params"]], [data["tokens"]])
     if as_json:
         return emit("predict", {"law": form.to_json(), **data})
-    shown = [[f"  {name}", _in_words(name, value)] for name, value in data.items()]
+    shown = [
+        [f"  {CALLED.get(name, name)}", _in_words(name, value)] for name, value in data.items()
+    ]
     return say(f"{form.name} ({form.source})\n{table(shown, align='lr')}")
+
+
+#: How the numbers of a prediction are called in text, where their names do not say it.
+CALLED = {"loss": "loss, nats per token", "tokens_per_param": "tokens per parameter"}
 
 
 def _in_words(name: str, value: float) -> str:

@@ -128,8 +128,7 @@ def describe_arch(arch: Arch) -> str:
     head = "tied to the embedding" if arch.head.tied else "its own matrix"
     encoder, vision = arch.encoder, arch.vision
     lines = [
-        f"{arch.name}: {arch.n_layers} layers, d_model {arch.d_model}, "
-        f"vocabulary {format_exact(arch.vocab_size)}, context {format_exact(arch.max_seq_len)}",
+        str(arch),
         f"  embedding     {_words(arch.embedding)}",
     ]
     if vision is not None:

@@ -19,12 +19,12 @@ from isoflop.quantity.units import (
 )
 
 
-def _reader(parse: Callable[[str, str], Any]) -> Parameter:
+def _reader(parse: Callable[[str, str], Any], metavar: str) -> Parameter:
     def convert(_type: Any, tokens: Sequence[Token]) -> Any:
         token = tokens[0]
         return parse(token.value, token.keyword or "argument")
 
-    return Parameter(converter=convert)
+    return Parameter(converter=convert, metavar=metavar)
 
 
 def parse_precision(text: str, field: str = "precision") -> Precision:
@@ -42,17 +42,17 @@ def parse_precision(text: str, field: str = "precision") -> Precision:
 
 
 #: A whole number with an optional suffix: 300e9, 300B, 2048.
-Count: TypeAlias = Annotated[int, _reader(parse_count)]
+Count: TypeAlias = Annotated[int, _reader(parse_count, "COUNT")]
 #: A whole number from 0, in the same words. A plain `int` would take 2.5 for 2.
-Whole: TypeAlias = Annotated[int, _reader(parse_whole)]
+Whole: TypeAlias = Annotated[int, _reader(parse_whole, "COUNT")]
 #: A positive real number: 3.15e23, 0.4, 2.5M.
-Real: TypeAlias = Annotated[float, _reader(parse_real)]
+Real: TypeAlias = Annotated[float, _reader(parse_real, "NUMBER")]
 #: A size: 80GB, 512MiB.
-Bytes: TypeAlias = Annotated[int, _reader(parse_bytes)]
+Bytes: TypeAlias = Annotated[int, _reader(parse_bytes, "SIZE")]
 #: A duration: 500ms, 30s.
-Duration: TypeAlias = Annotated[float, _reader(parse_seconds)]
+Duration: TypeAlias = Annotated[float, _reader(parse_seconds, "TIME")]
 #: fp32, bf16, fp16, fp8, int8, int4.
-Stored: TypeAlias = Annotated[Precision, _reader(parse_precision)]
+Stored: TypeAlias = Annotated[Precision, _reader(parse_precision, "FORMAT")]
 #: Print one JSON object on stdout instead of text.
 Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from isoflop.errors import InputError, Problem, clean
 
 SCHEMA = "isoflop/1"
 LARGEST_OUTPUT = 2**26
+#: Columns below which nothing is folded, and spaces from which on a last column is prose.
+NARROW, PROSE = 40, 3
 
 
 def emit(command: str, data: dict[str, Any]) -> None:
@@ -21,8 +26,35 @@ def emit(command: str, data: dict[str, Any]) -> None:
 
 
 def say(text: str = "") -> None:
-    """Text for people, on stdout."""
+    """Text for people, on stdout; a terminal gets its long lines folded, a pipe as they are."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(fold(line, width) for line in text.splitlines())
     print(text)
+
+
+def fold(line: str, width: int) -> str:
+    """A line whose last column is prose, folded under that column or under its beginning.
+
+    Rows of numbers and pictures stay whole: cut, they say nothing.
+
+    >>> print(fold("  pue = 1.1  energy of the building over energy of its machines", 40))
+      pue = 1.1  energy of the building over
+                 energy of its machines
+    """
+    column = max((gap.end() for gap in re.finditer(r"^ *|  +", line)), default=0)
+    prose = line[column:]
+    if len(line) <= width or width < NARROW or prose.count(" ") < PROSE or "|" in line:
+        return line
+    if column <= width - 40:
+        first, indent = line[:column], column or 2
+    else:  # too little room beside the other columns: below them
+        first, indent = "", len(line) - len(line.lstrip()) + 4
+    folded = textwrap.fill(
+        prose, width, initial_indent=first or " " * indent, subsequent_indent=" " * indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return folded if first or not column else f"{line[:column].rstrip()}\n{folded}"
 
 
 def note(text: str) -> None:

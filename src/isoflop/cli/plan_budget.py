@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -12,13 +12,15 @@ from isoflop.arch import Attention
 from isoflop.cli.laws import read_law
 from isoflop.cli.options import Count, Json, Real
 from isoflop.cli.output import emit, say
-from isoflop.cli.plan import Failures, On, numbers, percent, risk_text
-from isoflop.cli.plan_train import AS_ASSUMED, Terms, labelled, read_stack
+from isoflop.cli.plan import Failures, On, percent, risk_text
+from isoflop.cli.plan_train import AS_ASSUMED, Terms, read_stack
 from isoflop.errors import MISSING, Infeasible, InputError, Problem
 from isoflop.hardware import parse_cluster
 from isoflop.laws import Demand, Law
 from isoflop.plan.budgeting.plan import KINDS, Ask, BudgetPlan, Choice, Kind, Refused
 from isoflop.plan.budgeting.settle import plan_budget
+from isoflop.plan.shown import labelled
+from isoflop.quantity.text import numbers, table
 from isoflop.quantity.units import (
     format_bytes,
     format_count,
@@ -26,13 +28,13 @@ from isoflop.quantity.units import (
     format_si,
     format_value,
 )
-from isoflop.report.text import footer, table
+from isoflop.report.text import footer
 
 #: The law of a budget where none is named, and where data are few.
 LAW, LAW_REPEATED = "besiroglu-2024-minimum", "muennighoff-2023"
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="The budget, in one of three ways")
 @dataclass(frozen=True, slots=True)
 class Amount:
     """The budget, in one of three ways.
@@ -61,7 +63,7 @@ class Amount:
         return said[0], given[said[0]]
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="What the model is for")
 @dataclass(frozen=True, slots=True)
 class Purpose:
     """What the model is for, and the law that says what it is worth.
@@ -101,7 +103,7 @@ def plan_budget_command(
     on: On,
     amount: Amount = NO_AMOUNT,
     purpose: Purpose = ANY_PURPOSE,
-    days: Real | None = None,
+    days: Annotated[Real | None, Parameter(name=("--max-days", "--days"))] = None,
     seq_len: Count = 4096,
     vocab_size: Count = 32_000,
     family: str = "llama",
@@ -176,8 +178,8 @@ def render_budget(plan: BudgetPlan) -> str:
     """A budget's plan as text: the answer, the run, its risk, how flat the best is."""
     ask, chosen = plan.ask, plan.chosen
     lines = [
-        f"{_amount(ask)} on {ask.cluster}: {format_exact(chosen.n_params)} parameters, "
-        f"{format_exact(chosen.tokens)} tokens ({chosen.tokens / chosen.n_params:.3g} per parameter)",
+        f"{_amount(ask)} on {ask.cluster}: {format_count(chosen.n_params)} parameters, "
+        f"{format_count(chosen.tokens)} tokens ({chosen.tokens / chosen.n_params:.3g} per parameter)",
         "",
         f"loss {chosen.loss:.3f}{_loss_range(plan)}, by {ask.law.name}{_reach(plan)}",
         *_demands(plan),

@@ -10,6 +10,7 @@ from isoflop.cli.options import Json
 from isoflop.cli.output import LARGEST_OUTPUT, emit, say
 from isoflop.errors import InputError, Problem
 from isoflop.plan.diff import Moved, Number, PlanDiff, diff
+from isoflop.plan.shown import LABELS
 from isoflop.quantity.units import format_value
 from isoflop.report.text import table
 
@@ -62,9 +63,7 @@ def _section(title: str, moved: tuple[Moved, ...]) -> list[str]:
 def _number(number: Number) -> list[str]:
     change = "" if number.change is None else f" ({number.change:+.1%})"
     unit = number.unit if number.unit in ("bytes", "flops", "dollars", "seconds") else ""
-    head = (
-        f"{number.name}: {format_value(number.a, unit)} -> {format_value(number.b, unit)}{change}"
-    )
+    head = f"{LABELS.get(number.name, number.name)}: {format_value(number.a, unit)} -> {format_value(number.b, unit)}{change}"
     rows = [
         [f"  {p.name}", *(["absent" if v is None else format_value(v, unit) for v in (p.a, p.b)])]
         for p in number.parts

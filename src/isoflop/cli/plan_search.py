@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MOST_FRONT, MOST_SWAYS = 6, 5
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Search")
 @dataclass(frozen=True, slots=True)
 class Hunt:
     """A search for the best layout; sizes of the layout that are given stay as they are.
@@ -32,7 +32,7 @@ class Hunt:
         Search all legal layouts, recomputation too, and the schedules that --stack can run; --tp
         and the other options of a layout hold what they fix.
     minimize
-        time, money, energy or accelerators; time when not given.
+        What the best layout takes least of; time when not given.
     max_days
         Longest run.
     max_dollars
@@ -93,7 +93,7 @@ def _best(found: Found) -> list[str]:
     plan, choice = found.best, found.choice
     step = plan.seconds_step
     assert step is not None
-    gap = choice.gap or 0.0
+    gap = round(choice.gap or 0.0, 3) + 0.0  # never -0.0 %
     return [
         f"least {found.minimize}: {choice}",
         f"  {format_seconds(choice.seconds_best)} a step with its pipeline simulated, "

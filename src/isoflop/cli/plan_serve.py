@@ -9,7 +9,6 @@ from cyclopts import Parameter
 
 from isoflop.cli.options import Count, Duration, Json, Real, Stored, load_model
 from isoflop.cli.output import emit, note, say
-from isoflop.cli.plan import numbers, span_text
 from isoflop.count import params
 from isoflop.count.memory_weights import format_of
 from isoflop.errors import Infeasible
@@ -18,8 +17,9 @@ from isoflop.plan import ServePlan, plan_serve
 from isoflop.plan.serving.step import Server
 from isoflop.plan.serving.tables import attentions, batches, knee, quantizations, tables_json
 from isoflop.quantity import Node
+from isoflop.quantity.text import span_text, table, tree
 from isoflop.quantity.units import format_bytes, format_count, format_rounded
-from isoflop.report.text import footer, table, tree
+from isoflop.report.text import footer
 
 TableName: TypeAlias = Literal["batch", "quantization", "attention", "none"]
 
@@ -99,23 +99,9 @@ def say_limits(plan: ServePlan) -> None:
 
 def render_serve(plan: ServePlan, beside: TableName = "batch") -> str:
     """A server plan as text."""
-    asked, kv = plan.asked, plan.asked.stored.kv_cache.value
-    stored = plan.precision.name + (f", cache in {kv}" if asked.kv_precision else "")
-    head = (
-        f"{plan.model} on {plan.cluster}: {plan.n_copies} x (tp={plan.tp} pp={plan.pp}), "
-        f"batch {plan.batch:,} of at most {plan.batch_max:,}, "
-        f"{asked.input_tokens:,} in, {asked.output_tokens:,} out, {stored}"
-    )
-    shown = {
-        "time to first token": plan.seconds_prefill,
-        "time per output token": plan.seconds_per_token,
-        "output tokens per second": plan.tokens_per_second,
-        "dollars per million output tokens, prompts included": plan.dollars_per_million_tokens,
-    }
     sides = {"batch": _batches, "quantization": _quantizations, "attention": _attentions}
     paragraphs = [
-        head,
-        numbers(shown),
+        str(plan),
         *([sides[beside](plan)] if beside != "none" else []),
         f"{_fewest(plan)}\n{tree(plan.memory, depth=1)}",
         *(["\n".join(plan.notes)] if plan.notes else []),
@@ -141,7 +127,7 @@ def _batches(plan: ServePlan) -> str:
         for s in servers
     ]  # fmt: skip
     header = ["  batch", "first tokens", "per token", "tokens/s", *(["per copy"] if many else []),
-              "$ per million out", "90 % range", "weights"]  # fmt: skip
+              "$ per M out", "90 % range", "weights"]  # fmt: skip
     align = "rrrr" + "r" * many + "rlr"
     why = "first tokens: of a batch that comes at once, its prompts read one after the other"
     best = knee(servers)
@@ -178,7 +164,7 @@ def _attentions(plan: ServePlan) -> str:
 
 
 #: Columns of `_outcome`.
-_OUTCOME = ["batch", "per token", "tokens/s", "$ per million out", "90 % range"]
+_OUTCOME = ["batch", "per token", "tokens/s", "$ per M out", "90 % range"]
 _ALIGN = "rrrrl"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,23 +13,26 @@ from isoflop.arch.foreign import parse_toml, read_file
 from isoflop.cli.options import Count, Json, Real, Whole, load_model
 from isoflop.cli.output import emit as to_json
 from isoflop.cli.output import say
-from isoflop.cli.plan import Failures, On, numbers, risk_text
+from isoflop.cli.plan import Failures, On, risk_text
 from isoflop.cli.plan_search import NO_HUNT, Hunt, render_found
 from isoflop.cli.plan_written import NOTHING, Written
 from isoflop.count.memory_split import ContextBy, Offload
 from isoflop.errors import Infeasible, InputError, Problem
 from isoflop.hardware import Cluster, parse_cluster
 from isoflop.hardware.fitted import OwnSteps
+from isoflop.hardware.stack import find_stack
 from isoflop.plan import Layout, TrainPlan
 from isoflop.plan.schedule import ScheduleName
+from isoflop.plan.shown import LABELS, labelled
 from isoflop.plan.training.ask import TrainAsk
 from isoflop.plan.training.plan import planned
 from isoflop.plan.training.quoted import Figure, Quoted, machines
 from isoflop.plan.training.relief import relieved
 from isoflop.plan.training.work import Work, sequences_per_step
 from isoflop.quantity import Node
-from isoflop.quantity.units import format_bytes, format_exact, format_value
-from isoflop.report.text import footer, table, tree
+from isoflop.quantity.text import numbers, table, tree
+from isoflop.quantity.units import format_bytes, format_count, format_value
+from isoflop.report.text import footer
 
 if TYPE_CHECKING:
     from isoflop.plan.search import Found
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 MOST_REFUSED = 3
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Layout")
 @dataclass(frozen=True, slots=True)
 class Split:
     """The layout; any of these fixes it whole: sizes not given are then 1.
@@ -53,7 +56,7 @@ class Split:
     cp
         Context parallelism: ranks that share each sequence.
     cp_by
-        How context-parallel ranks meet each other's tokens: ring, gather or all_to_all (Ulysses).
+        How context-parallel ranks meet each other's tokens; all_to_all is Ulysses.
     ep
         Expert parallelism: ranks out of dp x cp that the experts are dealt over.
     dp
@@ -64,12 +67,12 @@ class Split:
         Ranks of dp x cp that ZeRO splits one copy over, the others being replicas (HSDP); all
         when not given.
     offload
-        What waits in the host's memory: none, optimizer, activations or optimizer+activations.
+        What waits in the host's memory.
     virtual
         Chunks of layers on each pipeline stage (interleaving).
     schedule
-        The order in which stages work: 1f1b, gpipe, zb-h1 or zb-h2 (weights' gradients put off),
-        dualpipe or dualpipev (work enters at both ends).
+        The order in which stages work: zb-* put weights' gradients off, in dualpipe* work enters
+        at both ends.
     sequence_parallel
         Split what lies between tensor-parallel matrices over the sequence.
     """
@@ -111,7 +114,7 @@ class Split:
         return replace(layout, dp=cluster.count // one_copy)
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="What you know of the machine and its site")
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What the user knows of the machine and its site, in place of assumptions.
@@ -263,9 +266,8 @@ def _tell(plan: TrainPlan, found: Found | None, written: Written, *, as_json: bo
 def render_train(plan: TrainPlan, found: Found | None = None) -> str:
     """A training plan as text: numbers with ranges, memory, what was refused, assumptions."""
     work = plan.ask.work
-    by = "" if plan.stack is None else f", stack {plan.stack}"
     lines = [
-        f"{work.arch.name} on {format_exact(work.tokens)} tokens, {plan.cluster}{by}",
+        plan.title,
         "",
         numbers(dict(labelled(plan.nodes()))),
         *([] if plan.rhythm is None else [risk_text(plan.rhythm, plan.days)]),
@@ -274,14 +276,12 @@ def render_train(plan: TrainPlan, found: Found | None = None) -> str:
     lines += [_step(plan), ""] if found is None and plan.seconds_step is not None else []
     lines += [render_found(found), ""] if found is not None else []
     lines += [
-        f"layout {plan.layout}{_idle(plan)}, recompute {work.recompute}, batch of {format_exact(plan.ask.global_batch)} x "
-        f"{format_exact(work.seq_len)} tokens: "
-        f"{format_bytes(plan.bytes_per_accelerator.value)} per accelerator "
-        f"of {format_bytes(plan.cluster.chip.bytes_memory.value)}",
+        plan.placed,
         tree(plan.bytes_per_accelerator, depth=1),
         *([] if plan.bytes_per_host is None else _on_host(plan, plan.bytes_per_host)),
     ]
     lines += [] if plan.ranking is None else [plan.ranking.why]
+    lines += [] if plan.stack is None else [f"stack {plan.stack}: {find_stack(plan.stack).source}"]
     lines += plan.notes
     lines += _refused(plan) if found is None else []
     lines += ["", footer(plan.nodes().values())]
@@ -290,19 +290,15 @@ def render_train(plan: TrainPlan, found: Found | None = None) -> str:
     return "\n".join(lines)
 
 
-def labelled(nodes: Mapping[str, Node]) -> Iterator[tuple[str, Node]]:
-    """A plan's numbers by what they are called, the parts of the days below them."""
-    for name, label in LABELS.items():
-        if name not in nodes:
-            continue
-        yield label, nodes[name]
-        if name == "days":
-            yield from ((f"  {part.name}", part) for part in nodes[name].children)
-
-
 def _step(plan: TrainPlan) -> str:
     assert plan.seconds_step is not None
-    return f"one step, at {float(plan.mfu.value):.1%} MFU:\n{tree(plan.seconds_step, depth=1)}"
+    tokens = plan.ask.global_batch * plan.ask.work.seq_len
+    rate = float(tokens / plan.seconds_step.value)
+    return (
+        f"one step of {format_count(tokens)} tokens: {format_count(rate)} tokens/s, "
+        f"{format_count(rate / plan.layout.n_accelerators)} per accelerator, "
+        f"{float(plan.mfu.value):.1%} of peak (MFU)\n{tree(plan.seconds_step, depth=1)}"
+    )
 
 
 def _on_host(plan: TrainPlan, held: Node) -> list[str]:
@@ -313,25 +309,10 @@ def _on_host(plan: TrainPlan, held: Node) -> list[str]:
 
 
 def _refused(plan: TrainPlan) -> list[str]:
-    lines = [f"binding: {plan.binding}", *(f"refused {r}" for r in plan.refused[:MOST_REFUSED])]
-    left = len(plan.refused) - MOST_REFUSED
+    others = [refusal for refusal in plan.refused if str(refusal) not in plan.binding]
+    lines = [f"binding: {plan.binding}", *(f"refused {r}" for r in others[:MOST_REFUSED])]
+    left = len(others) - MOST_REFUSED
     return [*lines, f"refused {left} more (--json lists them)"] if left > 0 else lines
-
-
-#: How the numbers of a plan are called in text.
-LABELS = {
-    "flops": "FLOPs",
-    "flops_6nd": "6 N D",
-    "accelerator_hours": "accelerator-hours",
-    "days": "days",
-    "energy_mwh": "energy, MWh",
-    "tonnes_co2e": "CO2e, tonnes",
-    "dollars": "dollars",
-}
-
-
-def _idle(plan: TrainPlan) -> str:
-    return f", {plan.n_idle} accelerators idle" if plan.n_idle else ""
 
 
 # --- quoted figures -----------------------------------------------------------------------------

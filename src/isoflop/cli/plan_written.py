@@ -22,7 +22,7 @@ from isoflop.plan.memory.render import render_memory
 DRAWN = (".svg", ".png")
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="What to write instead of the plan")
 @dataclass(frozen=True, slots=True)
 class Written:
     """What to write instead of the plan.

@@ -38,3 +38,20 @@ def bar(title: str, whole: float) -> Iterator[Advance]:
             shown.update(task, completed=done, word=word)
 
         yield advance
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """A word about a wait whose end is not known.
+
+    >>> with busy("counting"):
+    ...     pass
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from isoflop.check.published.width import MOST_TOLD
 from isoflop.cli.options import Json
 from isoflop.cli.output import emit, say
+from isoflop.cli.progress import busy
 from isoflop.report.text import table
 
 if TYPE_CHECKING:
@@ -40,12 +41,13 @@ def validate(*, rows: Path | None = None, as_json: Json = False) -> None:
     Parameters
     ----------
     rows
-        A CSV file of step times, memory or whole runs, one row per measurement; without it
+        A CSV file of step times (docs/own-steps.md), memory or whole runs, one row each; without it
         the published step times that isoflop ships with.
     """
     from isoflop.check.published.judge import validate as judge
 
-    report = judge(rows)
+    with busy("predicting every row, and refitting without each source: some 20 s"):
+        report = judge(rows)
     if as_json:
         return emit("validate", report.to_json())
     return say(render(report))

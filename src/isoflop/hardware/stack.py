@@ -21,6 +21,18 @@ from isoflop.quantity import Basis, Symbol
 Kernel: TypeAlias = Literal["unfused", "flash1", "flash2", "flash3", "cudnn"]
 
 
+#: What each uncertain number of a stack is, as plans list it.
+MEANINGS = {
+    "expert_imbalance": "tokens of the busiest rank's experts over the mean",
+    "seconds_host_layer": "time of the host to issue one dense layer of one micro-batch, both ways",
+    "seconds_host_experts": "time of the host to issue one layer of experts, both ways",
+    "share_sorting": "traffic of putting tokens in their experts' order, over each copy moved twice each way",
+    "share_elementwise": "traffic of norms, activations and sums over what they move unfused",
+    "slowed": "seconds of a step over those of a machine in order",
+    "residual": "measured over predicted seconds of a step, from trainer to trainer",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Stack:
     """A trainer's software, by name and release.
@@ -131,7 +143,8 @@ def _whole(name: str, rows: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _stack(name: str, row: Mapping[str, Any], beliefs: Beliefs) -> Stack:
     def number(field: str) -> Symbol:
-        return beliefs.symbol(f"{field}_{name}", row[field], Basis.ASSUMED, row["source"])
+        key, meaning = f"{field}_{name}", MEANINGS[field]
+        return beliefs.symbol(key, row[field], Basis.ASSUMED, row["source"], meaning)
 
     return Stack(
         name=name,

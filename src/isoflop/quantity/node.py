@@ -15,6 +15,16 @@ every tree, in JSON, in `isoflop explain` and in test ids.
 (1536, 256)
 >>> print(tree.find("layer").total.text)
 n_layers * (d_model * d_ff + d_ff * d_model)
+
+A tree prints as one, and shows itself so in a notebook.
+
+>>> print(tree)
+params      1,536
+  layer x3  1,536  100.0 %
+    up        768   50.0 %
+    down      768   50.0 %
+>>> tree.find("layer/up")
+<Node up: 256 params>
 """
 
 from __future__ import annotations
@@ -26,6 +36,8 @@ from typing import Any
 from isoflop.errors import UnknownName
 from isoflop.quantity.basis import Basis, Interval
 from isoflop.quantity.expr import Expr, Number, Symbol, Value, number, product, total
+from isoflop.quantity.text import tree
+from isoflop.quantity.units import format_value
 
 ONE = Number(1)
 
@@ -111,6 +123,18 @@ class Node:
             if depth < len(names) - 1:
                 count *= node.times.value
         return count if names else 1
+
+    def __str__(self) -> str:
+        """The tree, counts of parameters in full."""
+        return tree(self, exact=self.unit == "params")
+
+    def __repr__(self) -> str:
+        free = any(s.given is None for s in self.total.symbols().values())
+        return f"<Node {self.name}: {self.total.text if free else format_value(self.value, self.unit)}>"
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        """What IPython and Jupyter show."""
+        printer.text(str(self))
 
     def to_json(self) -> dict[str, Any]:
         """The tree as plain data, the form that `isoflop schema` publishes."""

@@ -1,4 +1,4 @@
-"""Plain text tables and trees: no colour, fixed layout, the same in a pipe and a terminal."""
+"""What numbers rest on, in words; tables and trees are of `quantity`."""
 
 from __future__ import annotations
 
@@ -6,69 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from isoflop.quantity import Basis, Node, Symbol
 from isoflop.quantity.expr import Value
-from isoflop.quantity.units import format_exact, format_si, format_value
+from isoflop.quantity.text import table, tree
+from isoflop.quantity.units import format_seconds, format_si
 
-
-def table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), align: str = "") -> str:
-    """Rows in columns; `align` has a letter per column, r for right, anything else left.
-
-    >>> print(table([["gpt2", "124"], ["gpt3-175b", "174,604"]], ["model", "params"], "lr"))
-    model       params
-    gpt2           124
-    gpt3-175b  174,604
-    """
-    lines = [list(header), *map(list, rows)] if header else [list(r) for r in rows]
-    if not lines:
-        return ""
-    widths = [
-        max(len(line[i]) for line in lines if i < len(line)) for i in range(max(map(len, lines)))
-    ]
-    sides = align.ljust(len(widths), "l")
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if side == "r" else cell.ljust(width)
-            for cell, width, side in zip(line, widths, sides, strict=False)
-        ).rstrip()
-        for line in lines
-    )
-
-
-def tree(node: Node, *, depth: int = 3, exact: bool = False, formulas: bool = False) -> str:
-    """A breakdown, indented; every number is for all copies, so that they add up.
-
-    >>> from isoflop.quantity import branch, leaf
-    >>> print(tree(branch("params", "params", [leaf("up", "params", 6), leaf("down", "params", 2)])))
-    params  8 params
-      up    6 params  75.0 %
-      down  2 params  25.0 %
-    """
-    whole = node.value
-    rows: list[list[str]] = []
-    _collect(node, 1, 0, depth, whole, exact, formulas, rows)
-    return table(rows, align="lrrl")
-
-
-def _collect(
-    node: Node,
-    copies: Value,
-    level: int,
-    depth: int,
-    whole: Value,
-    exact: bool,
-    formulas: bool,
-    rows: list[list[str]],
-) -> None:
-    value = node.value * copies
-    times = "" if node.times.value == 1 else f" x{format_exact(node.times.value)}"
-    shown = format_exact(value) if exact else format_value(value, node.unit)
-    share = f"{100 * float(value) / float(whole):.1f} %" if level and whole else ""
-    text = node.size.text if formulas and not node.children else ""
-    rows.append(["  " * level + node.name + times, shown, share, text])
-    if level < depth:
-        for child in node.children:
-            _collect(
-                child, copies * node.times.value, level + 1, depth, whole, exact, formulas, rows
-            )
+__all__ = ["describe_bases", "footer", "symbol_text", "table", "tree"]
 
 
 def footer(nodes: Iterable[Node]) -> str:
@@ -111,9 +52,13 @@ def symbol_text(symbol: Symbol, value: Value | None) -> str:
 
     >>> symbol_text(Symbol("bytes_per_second_link", 4.5e11), 4.5e11)
     '450 GB/s'
+    >>> symbol_text(Symbol("seconds_call", 2e-5), 2e-5)
+    '20 µs'
     """
     if value is None:
         return "free"
+    if symbol.name.startswith("seconds_"):
+        return format_seconds(value)
     units = (unit for start, unit in UNITS.items() if symbol.name.startswith(start))
     unit = "W" if symbol.name == "watts" else next(units, "")
     return format_si(value, unit) if unit else f"{float(value):,.6g}"

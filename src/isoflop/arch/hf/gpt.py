@@ -91,6 +91,7 @@ OPT = Family(
     },
     finish=_finish_opt,
     more=_more_opt,
+    ignored=frozenset({"activation_dropout"}),
 )
 
 BLOOM = Family(

@@ -36,6 +36,7 @@ LLAMA = Family(
     },
     rope=RopeKeys(),
     square=True,
+    fixed={"rope_interleaved": (False, "its class turns halves")},
 )
 
 MISTRAL = Family(
@@ -64,6 +65,7 @@ PHI3 = Family(
         "embd_pdrop": real("dropout_embedding", 0.0),
     },
     rope=RopeKeys(share=1.0, original=4096),
+    fixed={"attention_bias": (False, "its class has no such biases")},
 )
 
 
@@ -113,6 +115,7 @@ QWEN2 = Family(
     rope=RopeKeys(),
     finish=finish_qwen,
     more=more_windows,
+    fixed={"use_mrope": (False, "text has turns of one kind")},
 )
 
 QWEN3 = Family(

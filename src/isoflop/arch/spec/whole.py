@@ -59,6 +59,13 @@ class Arch:
                            f"{learned.n_positions}", self.max_seq_len <= learned.n_positions)  # fmt: skip
         rules.close()
 
+    def __str__(self) -> str:
+        """Its sizes, in one line."""
+        return (
+            f"{self.name}: {self.n_layers} layers, d_model {self.d_model}, "
+            f"vocabulary {self.vocab_size:,}, context {self.max_seq_len:,}"
+        )
+
     @property
     def n_layers(self) -> int:
         return len(self.layers)

@@ -177,7 +177,7 @@ def read_layout(cells: Cells, count: int) -> Layout:
         Skip: the layout is not stated, or does not use the accelerators stated.
     """
     if not cells.text("tp") and not cells.text("pp") and not cells.text("dp") and count > 1:
-        raise Skip("the layout is not stated")
+        raise Skip("the layout is not stated: one of tp, pp and dp at least")
     tp, pp, cp = (cells.or_assume(c, 1) for c in ("tp", "pp", "cp"))
     if count % (tp * pp * cp):
         raise Skip(f"tp x pp x cp = {tp * pp * cp} does not divide {count} accelerators")

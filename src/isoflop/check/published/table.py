@@ -74,8 +74,13 @@ def read_table(path: str | Path) -> Table:
     header, rows = _read(path)
     form = next((form for mark, form in MARKS.items() if mark in header), None)
     if form is None:
-        rule = f"has one of {', '.join(MARKS)}"
-        raise InputError(path.name, [Problem("header", ", ".join(header), rule)])
+        rule = "has " + ", ".join(
+            f"{mark} (a table of {form} rows)" for mark, form in MARKS.items()
+        )
+        hint = (
+            f"a step needs {REQUIRED['step'].replace(' ', ', ')} and step_time_s: docs/own-steps.md"
+        )
+        raise InputError(path.name, [Problem("header", ", ".join(header), rule, hint)])
     _check_header(path.name, header, form)
     if len(rows) > MOST_ROWS:
         raise InputError(path.name, [Problem("rows", len(rows), f"is at most {MOST_ROWS:,}")])

@@ -19,6 +19,7 @@ from isoflop.plan.serving.asked import Asked
 from isoflop.plan.serving.step import Server, placed
 from isoflop.quantity import Node, Symbol
 from isoflop.quantity.node import plain
+from isoflop.quantity.text import numbers
 from isoflop.quantity.units import format_seconds
 
 
@@ -59,6 +60,34 @@ class ServePlan:
     @property
     def precision_compute(self) -> str:
         return self.asked.compute
+
+    @property
+    def title(self) -> str:
+        """What is served, on what, how many at once."""
+        asked, kv = self.asked, self.asked.stored.kv_cache.value
+        stored = self.precision.name + (f", cache in {kv}" if asked.kv_precision else "")
+        return (
+            f"{self.model} on {self.cluster}: {self.n_copies} x (tp={self.tp} pp={self.pp}), "
+            f"batch {self.batch:,} of at most {self.batch_max:,}, "
+            f"{asked.input_tokens:,} in, {asked.output_tokens:,} out, {stored}"
+        )
+
+    def __str__(self) -> str:
+        """The title, and the numbers with their ranges."""
+        shown = {
+            "time to first token": self.seconds_prefill,
+            "time per output token": self.seconds_per_token,
+            "output tokens per second": self.tokens_per_second,
+            "dollars per million output tokens, prompts included": self.dollars_per_million_tokens,
+        }
+        return f"{self.title}\n\n{numbers(shown)}"
+
+    def __repr__(self) -> str:
+        return f"<ServePlan {self.title}>"
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        """What IPython and Jupyter show."""
+        printer.text(str(self))
 
     @property
     def tp(self) -> int:

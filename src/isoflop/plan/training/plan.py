@@ -17,6 +17,7 @@ from isoflop.plan.goodput import NeverEnds, Rhythm, Trouble
 from isoflop.plan.layout import Layout
 from isoflop.plan.memory.place import barely, bytes_per_host
 from isoflop.plan.memory.refusal import Refusal
+from isoflop.plan.shown import labelled
 from isoflop.plan.training.ask import UNKNOWN, TrainAsk, problems_of
 from isoflop.plan.training.put import Put, put
 from isoflop.plan.training.quickest import Ranking
@@ -24,6 +25,8 @@ from isoflop.plan.training.quoted import Quoted, quoted_for
 from isoflop.plan.training.work import STATES, Counting, Work, accelerator_seconds, named
 from isoflop.quantity import Basis, Expr, Node, Symbol, alias, branch, leaf, number
 from isoflop.quantity.node import plain
+from isoflop.quantity.text import numbers
+from isoflop.quantity.units import format_bytes, format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,35 @@ class TrainPlan:
         return None if self.seconds_step is None else self.ask.stack or UNKNOWN
 
     @property
+    def title(self) -> str:
+        """What is trained, on what."""
+        by = "" if self.stack is None else f", stack {self.stack}"
+        work = self.ask.work
+        return f"{work.arch.name} on {format_count(work.tokens)} tokens, {self.cluster}{by}"
+
+    @property
+    def placed(self) -> str:
+        """The layout, the batch, and what of each accelerator's memory they take."""
+        work, idle = self.ask.work, f", {self.n_idle} accelerators idle" if self.n_idle else ""
+        return (
+            f"layout {self.layout}{idle}, recompute {work.recompute}, "
+            f"batch of {self.ask.global_batch:,} x {work.seq_len:,} tokens: "
+            f"{format_bytes(self.bytes_per_accelerator.value)} per accelerator "
+            f"of {format_bytes(self.cluster.chip.bytes_memory.value)}"
+        )
+
+    def __str__(self) -> str:
+        """The numbers with their ranges, and the layout."""
+        return f"{self.title}\n\n{numbers(dict(labelled(self.nodes())))}\n\n{self.placed}"
+
+    def __repr__(self) -> str:
+        return f"<TrainPlan {self.title}, {self.layout}: {self.days!r}>"
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        """What IPython and Jupyter show."""
+        printer.text(str(self))
+
+    @property
     def n_idle(self) -> int:
         """Accelerators that the layout leaves out."""
         return self.cluster.count - self.layout.n_accelerators
@@ -104,7 +136,11 @@ class TrainPlan:
             f"a share of the roofline's rate is assumed, for no step can be timed: {self.untimed}"
         )
         untimed = [share] if self.untimed else []
-        return (*self.ask.chosen, *untimed, *barely(self.bytes_per_accelerator, self.cluster.chip))
+        return (
+            *self.ask.chosen,
+            *untimed,
+            *barely(self.bytes_per_accelerator, self.cluster.chip),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data: numbers by name, then ranges and trees beside them."""
