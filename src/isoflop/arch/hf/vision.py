@@ -13,7 +13,7 @@ from isoflop.arch.hf.family import Facts, Family, Key, flag, layers, llama_keys,
 from isoflop.arch.hf.gemma import GEMMA3_TEXT
 from isoflop.arch.hf.llama import finish_qwen
 from isoflop.arch.hf.rope import RopeKeys
-from isoflop.arch.spec import Arch, RmsNorm, VisionTower
+from isoflop.arch.spec import Arch, Attention, Dense, RmsNorm, VisionTower
 from isoflop.errors import InputError, Problem
 
 #: CLIP ViT-L/14 at 336 pixels, which LLaVA takes where nothing is said.
@@ -79,8 +79,52 @@ def _with_feature_layer(tower: VisionTower, keys: Config) -> VisionTower:
     return replace(tower, feature_layer=index % (most + 1))
 
 
+def _tower_in(arch: Arch) -> VisionTower:
+    """The spec's tower.
+
+    Raises:
+        KeyError: it has none.
+    """
+    if arch.vision is None:
+        raise KeyError("vision")
+    return arch.vision
+
+
+def _write_tower(tower: VisionTower, keys: Mapping[str, Key]) -> Facts:
+    """What these keys say of a tower, by its first layer."""
+    layer = tower.layers[0]
+    dense = layer.feed_forward
+    if not isinstance(layer.attention, Attention) or not isinstance(dense, Dense):
+        raise KeyError("n_heads")
+    said: Facts = {
+        "d_model": tower.d_model,
+        "n_layers": len(tower.layers),
+        "n_heads": layer.attention.n_heads,
+        "d_ff": dense.d_ff,
+        "activation": dense.activation,
+        "eps": layer.norm.eps,
+        "dropout_attention": layer.attention.dropout,
+        "image": tower.image,
+        "patch": tower.patch,
+        "channels": tower.channels,
+    }
+    return {name: key.write(said) for name, key in keys.items()}
+
+
+def _more_llava(arch: Arch, facts: Facts) -> Facts:
+    tower = _tower_in(arch)
+    return {
+        "vision_config": {"model_type": "clip_vision_model"} | _write_tower(tower, _CLIP),
+        "text_config": facts["text_config"],
+        "vision_feature_layer": tower.n_run - len(tower.layers) - 1,
+        "image_seq_length": (tower.image // tower.patch) ** 2,
+        "multimodal_projector_bias": tower.projector.bias,
+        "tie_word_embeddings": arch.head.tied,
+    }
+
+
 def llava_family(languages: Mapping[str, Family]) -> Family:
-    """LLaVA over any of the families of language models. It is read, not written."""
+    """LLaVA over any of the families of language models."""
     return Family(
         "llava",
         "LlavaForConditionalGeneration",
@@ -90,7 +134,7 @@ def llava_family(languages: Mapping[str, Family]) -> Family:
             "tie_word_embeddings": flag("tied", False),
         },
         finish=lambda keys, numbers: _finish(languages, keys, numbers),
-        more=None,
+        more=_more_llava,
     )
 
 
