@@ -12,12 +12,14 @@ from isoflop.arch import Arch, Attention, Dense, Layer, llama
 from isoflop.arch.families import clip, gemma3, siglip
 from isoflop.arch.hf import from_hf
 from isoflop.arch.spec import (
+    Chunked,
     LayerNorm,
     Learned,
     Projector,
     RelativeBias,
     RmsNorm,
     Rope,
+    Rope2d,
     VisionTower,
     Window,
 )
@@ -26,6 +28,8 @@ from isoflop.count import Precision, Workload, flops_forward, params
 from isoflop.count.memory import bytes_saved
 from isoflop.errors import InputError
 from isoflop.model import Decoder, Images, VisionDecoder, build, build_decoder
+from isoflop.model.vision import both_ways
+from isoflop.model.vision_tower import patch_order
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle")
 
@@ -196,6 +200,50 @@ def test_the_loss_is_that_of_the_logits():
     assert not torch.allclose(model.loss(tokens, tokens), -shares.mean(), atol=1e-6)
 
 
+def gemma(window: int = 64, **fields) -> Arch:
+    tower = siglip("s", d_model=24, n_layers=2, n_heads=3, d_ff=50, image=28, patch=7, merge=2)
+    text = gemma3("g", d_model=D, n_layers=7, n_heads=4, n_kv_heads=2, d_head=8, d_ff=40, window=window,
+                  vocab_size=V, max_seq_len=64)  # fmt: skip
+    return replace(text, vision=replace(tower, **fields))
+
+
+@pytest.mark.parametrize("fields", [
+    {"both_ways": False, "class_token": True},
+    {"both_ways": False, "projector": Projector(2, merge=4, averaged=True)},
+    {"both_ways": False, "projector": Projector(2, norm=LayerNorm(), merge=2, d_hidden=70), "frames": 2},
+])  # fmt: skip
+def test_counts_of_towers_that_merge_patches_agree_with_the_module(fields):
+    assert not [row for row in agree(gemma(**fields)) if not row.agrees]
+
+
+def test_what_an_image_shows_both_ways_costs_a_mask_and_nothing_else():
+    """Which of so narrow a model's activations are a large part."""
+    odd = {row.path for row in agree(gemma()) if not row.agrees}
+    assert odd <= {"saved_none", "saved_selective", "saved_full"}
+
+
+def test_pairs_within_images_are_counted_where_they_see_each_other():
+    """Scores of every pair that a mask leaves, counted on the masks themselves."""
+    arch, n_each, n_tokens = gemma(window=3), 4, 13
+    places = torch.zeros(1, n_tokens, dtype=torch.bool)
+    places[0, 1 : 1 + n_each] = places[0, 6 : 6 + n_each] = True
+    flops = flops_forward(arch, Workload(1, n_tokens, n_tokens, causal_skip=True, images=2))
+    for name, kind in arch.kinds.items():
+        assert isinstance(kind.attention, Attention)
+        pairs = int(both_ways(places, kind.attention.span).sum())
+        assert flops.find(f"{name}/attention/core").value == 4 * 4 * 8 * pairs
+
+
+def test_a_merged_token_is_made_of_the_patches_of_a_square():
+    tower = gemma().vision
+    assert tower is not None
+    order = patch_order(tower).view(-1, 4)
+    rows, columns = order // 4, order % 4
+    assert (rows // 2 == (rows // 2)[:, :1]).all()
+    assert (columns // 2 == (columns // 2)[:, :1]).all()
+    assert (rows // 2 * 2 + columns // 2)[:, 0].tolist() == [0, 1, 2, 3]
+
+
 # --- what is refused ------------------------------------------------------------------------
 
 
@@ -232,11 +280,9 @@ def test_towers_that_cannot_be_followed_are_refused_by_field():
     assert refused(with_inner(position=Rope())) == {f"{place}.position"}
     assert refused(with_inner(span=Window(2))) == {f"{place}.span"}
     assert f"{place}.position" in refused(with_inner(position=RelativeBias()))
-    assert refused(small(projector=Projector(merge=3))) == {"vision.projector.merge"}
-    tower = siglip("s", d_model=24, n_layers=2, n_heads=3, d_ff=50, image=28, patch=7, merge=2)
-    gemma = gemma3("g", d_model=D, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=40,
-                   vocab_size=V, max_seq_len=64)  # fmt: skip
-    assert refused(replace(gemma, vision=tower)) == {"vision.projector.merge"}
+    assert refused(with_inner(position=Rope2d())) == {"vision.class_token"}
+    alone = with_inner(span=Chunked(2))
+    assert refused(alone) == {"vision.class_token", f"{place}.span.chunk"}
     crossed = Layer(Attention(3, 3, 8), Dense(9), LayerNorm(), cross=Attention(3, 3, 8))
     assert refused(small(layers=(crossed,))) == {"vision.layers.layer.cross"}
     embedding = replace(small().embedding, position=Learned(64), norm=LayerNorm())

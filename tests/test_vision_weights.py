@@ -25,24 +25,33 @@ TEXT = {"vocab_size": V, "hidden_size": 32, "intermediate_size": 40, "num_hidden
 CLIP = {"model_type": "clip_vision_model", "hidden_size": 24, "num_hidden_layers": 3,
         "num_attention_heads": 3, "intermediate_size": 50, "image_size": 12, "patch_size": 4}  # fmt: skip
 LLAVA = {"vision_config": CLIP, "text_config": TEXT | {"model_type": "llama"}}
+SIGLIP = CLIP | {"model_type": "siglip_vision_model", "image_size": 24, "vision_use_head": False}
+#: The second layer sees all, the others a window shorter than an image.
+TEXT3 = TEXT | {"model_type": "gemma3_text", "num_hidden_layers": 3, "head_dim": 8, "sliding_window": 5,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}  # fmt: skip
+GEMMA3 = {"vision_config": SIGLIP, "text_config": TEXT3, "mm_tokens_per_image": 9}
 
 SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("llava", LLAVA),
     ("llava", LLAVA | {"text_config": TEXT | {"model_type": "qwen2", "tie_word_embeddings": True},
                        "vision_feature_layer": -1, "multimodal_projector_bias": False}),
+    ("gemma3", GEMMA3),
+    ("gemma3", {"vision_config": SIGLIP, "text_config": TEXT3, "mm_tokens_per_image": 36, "tie_word_embeddings": False}),
 ]  # fmt: skip
 each = pytest.mark.parametrize(
     ("model_type", "shape"), SHAPES, ids=[f"{name}-{i}" for i, (name, _) in enumerate(SHAPES)]
 )
 #: What the hub and transformers 4 call what transformers 5 writes under another name.
-OLDER = {
-    "llava": [
-        {r"^vision_tower\.": "vision_tower.vision_model."},
-        {r"^vision_tower\.": "model.vision_tower.vision_model.",
-         r"^multi_modal": "model.multi_modal", r"^language_model\.lm_head": "lm_head",
-         r"^language_model\.model": "model.language_model"},
-    ],
-}  # fmt: skip
+_CLIP_OLDER = [
+    {r"^vision_tower\.": "vision_tower.vision_model."},
+    {
+        r"^vision_tower\.": "model.vision_tower.vision_model.",
+        r"^multi_modal": "model.multi_modal",
+        r"^language_model\.lm_head": "lm_head",
+        r"^language_model\.model": "model.language_model",
+    },
+]
+OLDER = {"llava": _CLIP_OLDER, "gemma3": _CLIP_OLDER}  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -106,8 +115,11 @@ def tokens_of_an_image(model: VisionDecoder) -> int:
 
 def asked(model_type: str, tokens: torch.Tensor, pixels: torch.Tensor) -> dict[str, Any]:
     """Tokens and images in the words of a class."""
-    assert model_type == "llava"
-    return {"input_ids": tokens, "pixel_values": pixels}
+    if model_type == "llava":
+        return {"input_ids": tokens, "pixel_values": pixels}
+    assert model_type == "gemma3"
+    of_images = (tokens == IMAGE).long()
+    return {"input_ids": tokens, "pixel_values": pixels, "token_type_ids": of_images}
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from isoflop.arch.spec import (
     Norm,
     Projector,
     RmsNorm,
-    Rope,
+    Rope2d,
     VisionTower,
 )
 
@@ -90,15 +90,16 @@ def siglip(
 ) -> VisionTower:
     """SigLIP's tower without its pooling head, with Gemma 3's projector behind it.
 
-    `merge` x `merge` patches are averaged, normed and mapped once. Source: Zhai 2023
-    (2303.15343); Kamath 2025 (2503.19786), section 2.1.
+    `merge` x `merge` patches are averaged, normed and mapped once, and an image's tokens see each
+    other. Source: Zhai 2023 (2303.15343); Kamath 2025 (2503.19786), section 2.1.
     """
     plain = clip(name, d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ff=d_ff, image=image,
                  patch=patch, channels=channels, activation=activation, eps=eps,
                  dropout_attention=dropout_attention)  # fmt: skip
     norm = RmsNorm(eps, unit_offset=True)
     projector = Projector(1, bias=False, norm=norm, merge=merge, averaged=True)
-    return replace(plain, class_token=False, patch_bias=True, pre_norm=None, projector=projector)
+    return replace(plain, class_token=False, patch_bias=True, pre_norm=None, projector=projector,
+                   both_ways=True)  # fmt: skip
 
 
 def qwen_vision(
@@ -126,7 +127,7 @@ def qwen_vision(
     Wang 2024 (2409.12191), section 2.1; Bai 2025 (2502.13923), section 2.1.1.
     """
     heads = head_size(name, d_model, n_heads)
-    attention = Attention(n_heads, n_heads, heads, position=Rope(), bias_qkv=True, bias_out=True)
+    attention = Attention(n_heads, n_heads, heads, position=Rope2d(), bias_qkv=True, bias_out=True)
     layer = Layer(attention, Dense(d_ff, activation, gated=gated, bias=True), norm)
     layers = repeat(name, layer, n_layers)
     if chunk is not None:
@@ -135,8 +136,8 @@ def qwen_vision(
             replace(layer, name="global") if i in full else near for i in range(n_layers)
         )
     projector = Projector(2, norm=norm, merge=merge, d_hidden=merge**2 * d_model)
-    return VisionTower(d_model, layers, image, patch, channels * frames, class_token=False,
-                       positions=False, projector=projector)  # fmt: skip
+    return VisionTower(d_model, layers, image, patch, channels, class_token=False,
+                       positions=False, projector=projector, frames=frames)  # fmt: skip
 
 
 def llava(name: str, **numbers: Unpack[Numbers]) -> Arch:

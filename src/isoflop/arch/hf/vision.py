@@ -117,7 +117,7 @@ def _more_llava(arch: Arch, facts: Facts) -> Facts:
         "vision_config": {"model_type": "clip_vision_model"} | _write_tower(tower, _CLIP),
         "text_config": facts["text_config"],
         "vision_feature_layer": tower.n_run - len(tower.layers) - 1,
-        "image_seq_length": (tower.image // tower.patch) ** 2,
+        "image_seq_length": tower.tokens_of_image,
         "multimodal_projector_bias": tower.projector.bias,
         "tie_word_embeddings": arch.head.tied,
     }
@@ -170,13 +170,27 @@ def _finish_gemma3(keys: Config, numbers: Facts) -> None:
     numbers["text"] = GEMMA3_TEXT.read(keys.where, inner)
 
 
+def _more_gemma3(arch: Arch, facts: Facts) -> Facts:
+    tower = _tower_in(arch)
+    text = GEMMA3_TEXT.write(arch, facts)
+    if text is None or arch.d_model % text["num_attention_heads"]:
+        raise KeyError("text_config")
+    written = {"model_type": "siglip_vision_model", "vision_use_head": False}
+    return {
+        "vision_config": written | _write_tower(tower, _SIGLIP),
+        "text_config": text,
+        "mm_tokens_per_image": tower.tokens_of_image,
+        "tie_word_embeddings": arch.head.tied,
+    }
+
+
 GEMMA3 = Family(
     "gemma3",
     "Gemma3ForConditionalGeneration",
     _join_as_said,
     {"tie_word_embeddings": flag("tied", True)},
     finish=_finish_gemma3,
-    more=None,
+    more=_more_gemma3,
 )
 
 # --- Qwen2-VL and Qwen2.5-VL ------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 from isoflop.arch.spec import Arch, VisionTower
 from isoflop.errors import Fault
-from isoflop.model.weights.change import Kernel
+from isoflop.model.weights.change import Kernel, Transposed
 from isoflop.model.weights.table import Names, Stack, Stored, Table
 
 _FREQUENCIES = r"language_model\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
@@ -18,8 +18,14 @@ _FREQUENCIES = r"language_model\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_
 _NUMBERED = r"vision_tower\.embeddings\.position_ids"
 
 
+#: The table of each one's language model; a LLaVA's may be of any family.
+_LANGUAGES = {"gemma3": "gemma3_text"}
+
+
 def language_of(config: Mapping[str, Any]) -> str:
-    """The `model_type` of the language model inside; Llama where a LLaVA does not say."""
+    """The `model_type` whose table the language model inside has."""
+    if (model_type := str(config.get("model_type"))) in _LANGUAGES:
+        return _LANGUAGES[model_type]
     inner = config.get("text_config")
     return str(inner.get("model_type", "llama")) if isinstance(inner, Mapping) else "llama"
 
@@ -89,5 +95,14 @@ def llava(language: Table, arch: Arch) -> Table:
     return _beside_clip(language, arch, projector)
 
 
+def gemma3(language: Table, arch: Arch) -> Table:
+    weight = Stored("multi_modal_projector.mm_input_projection_weight", Transposed())
+    projector: Names = {
+        "vision.projector.norm": "multi_modal_projector.mm_soft_emb_norm",
+        "vision.projector.linear_1.weight": weight,
+    }
+    return _beside_clip(language, arch, projector)
+
+
 #: model_type -> what makes its table from the language model's, for a spec.
-TABLES: Mapping[str, Callable[[Table, Arch], Table]] = {"llava": llava}
+TABLES: Mapping[str, Callable[[Table, Arch], Table]] = {"llava": llava, "gemma3": gemma3}
