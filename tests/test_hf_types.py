@@ -40,7 +40,7 @@ CLIP = {"model_type": "clip_vision_model", "hidden_size": 24, "num_hidden_layers
 
 SIGLIP = CLIP | {"model_type": "siglip_vision_model", "image_size": 56, "vision_use_head": False}
 TEXT3 = GROUPED | {"head_dim": 14, "model_type": "gemma3_text"}
-QWEN_TEXT = GROUPED | {"hidden_size": 48}
+QWEN_TEXT = GROUPED | {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
 QWEN_TOWER = {
     "depth": 3,
     "embed_dim": 24,

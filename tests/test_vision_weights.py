@@ -30,6 +30,13 @@ SIGLIP = CLIP | {"model_type": "siglip_vision_model", "image_size": 24, "vision_
 TEXT3 = TEXT | {"model_type": "gemma3_text", "num_hidden_layers": 3, "head_dim": 8, "sliding_window": 5,
                 "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}  # fmt: skip
 GEMMA3 = {"vision_config": SIGLIP, "text_config": TEXT3, "mm_tokens_per_image": 9}
+#: 448 pixels, which a config does not name, are 8 x 8 patches here, and 4 x 4 tokens.
+QWEN = {"text_config": TEXT | {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}}
+TOWER_2 = {"depth": 2, "embed_dim": 24, "hidden_size": 32, "num_heads": 3, "mlp_ratio": 2,
+           "patch_size": 56, "in_channels": 1}  # fmt: skip
+#: Four windows of 4 x 4 patches, but for the second layer.
+TOWER_2_5 = {"depth": 3, "hidden_size": 24, "out_hidden_size": 32, "num_heads": 3, "intermediate_size": 31,
+             "patch_size": 56, "in_channels": 1, "window_size": 224, "fullatt_block_indexes": [1]}  # fmt: skip
 
 SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("llava", LLAVA),
@@ -37,6 +44,10 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
                        "vision_feature_layer": -1, "multimodal_projector_bias": False}),
     ("gemma3", GEMMA3),
     ("gemma3", {"vision_config": SIGLIP, "text_config": TEXT3, "mm_tokens_per_image": 36, "tie_word_embeddings": False}),
+    ("qwen2_vl", QWEN | {"vision_config": TOWER_2}),
+    ("qwen2_vl", QWEN | {"vision_config": TOWER_2 | {"temporal_patch_size": 1, "in_channels": 3}, "tie_word_embeddings": True}),
+    ("qwen2_5_vl", QWEN | {"vision_config": TOWER_2_5}),
+    ("qwen2_5_vl", QWEN | {"vision_config": TOWER_2_5 | {"spatial_merge_size": 1, "window_size": 112, "temporal_patch_size": 1}}),
 ]  # fmt: skip
 each = pytest.mark.parametrize(
     ("model_type", "shape"), SHAPES, ids=[f"{name}-{i}" for i, (name, _) in enumerate(SHAPES)]
@@ -51,7 +62,8 @@ _CLIP_OLDER = [
         r"^language_model\.model": "model.language_model",
     },
 ]
-OLDER = {"llava": _CLIP_OLDER, "gemma3": _CLIP_OLDER}  # fmt: skip
+_QWEN_OLDER = [{r"^model\.": "model.language_model.", r"^visual\.": "model.visual."}]
+OLDER = {"llava": _CLIP_OLDER, "gemma3": _CLIP_OLDER, "qwen2_vl": _QWEN_OLDER, "qwen2_5_vl": _QWEN_OLDER}  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -113,20 +125,37 @@ def tokens_of_an_image(model: VisionDecoder) -> int:
     return (spec.image // spec.patch // spec.projector.merge) ** 2
 
 
-def asked(model_type: str, tokens: torch.Tensor, pixels: torch.Tensor) -> dict[str, Any]:
+def asked(config: Any, tokens: torch.Tensor, pixels: torch.Tensor) -> dict[str, Any]:
     """Tokens and images in the words of a class."""
-    if model_type == "llava":
-        return {"input_ids": tokens, "pixel_values": pixels}
-    assert model_type == "gemma3"
     of_images = (tokens == IMAGE).long()
-    return {"input_ids": tokens, "pixel_values": pixels, "token_type_ids": of_images}
+    if config.model_type == "llava":
+        return {"input_ids": tokens, "pixel_values": pixels}
+    if config.model_type == "gemma3":
+        return {"input_ids": tokens, "pixel_values": pixels, "token_type_ids": of_images}
+    tower, n_images = config.vision_config, len(pixels)
+    side = pixels.shape[-1] // tower.patch_size
+    return {
+        "input_ids": tokens,
+        "mm_token_type_ids": of_images,
+        "pixel_values": in_patches(pixels, tower),
+        "image_grid_thw": torch.tensor([[1, side, side]] * n_images),
+    }
+
+
+def in_patches(pixels: torch.Tensor, tower: Any) -> torch.Tensor:
+    """What their processor makes of stills: a row for each patch, those of a token in a row."""
+    p, m, frames = tower.patch_size, tower.spatial_merge_size, tower.temporal_patch_size
+    n, colours, height, width = pixels.shape
+    stills = pixels.unsqueeze(2).expand(n, colours, frames, height, width)
+    cut = stills.reshape(n, colours, frames, height // m // p, m, p, width // m // p, m, p)
+    return cut.permute(0, 3, 6, 4, 7, 1, 2, 5, 8).reshape(-1, colours * frames * p * p)
 
 
 @torch.no_grad()
 def both(theirs: torch.nn.Module, ours: VisionDecoder) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of two texts with three images."""
     pixels, tokens = pictures(ours, 3), text_around(tokens_of_an_image(ours))
-    expected = theirs(**asked(theirs.config.model_type, tokens, pixels)).logits
+    expected = theirs(**asked(theirs.config, tokens, pixels)).logits
     return expected, ours(tokens, Images.at(IMAGE, tokens, pixels))
 
 

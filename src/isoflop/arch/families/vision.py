@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Unpack
+from typing import Any, Unpack
 
 from isoflop.arch.families.common import head_size, repeat
-from isoflop.arch.families.llama import Numbers, llama
+from isoflop.arch.families.gemma import gemma3
+from isoflop.arch.families.llama import Numbers, llama, qwen2
 from isoflop.arch.spec import (
     Activation,
     Arch,
@@ -19,6 +20,7 @@ from isoflop.arch.spec import (
     Norm,
     Projector,
     RmsNorm,
+    Rope,
     Rope2d,
     VisionTower,
 )
@@ -138,6 +140,54 @@ def qwen_vision(
     projector = Projector(2, norm=norm, merge=merge, d_hidden=merge**2 * d_model)
     return VisionTower(d_model, layers, image, patch, channels, class_token=False,
                        positions=False, projector=projector, frames=frames)  # fmt: skip
+
+
+def in_sections(arch: Arch, sections: tuple[int, ...]) -> Arch:
+    """The same, its tokens turned by time, row and column (Qwen2-VL's M-RoPE)."""
+
+    def turned(layer: Layer) -> Layer:
+        attention = layer.attention
+        if not isinstance(attention, Attention) or not isinstance(attention.position, Rope):
+            return layer
+        rope = replace(attention.position, sections=sections)
+        return replace(layer, attention=replace(attention, position=rope))
+
+    kinds = {name: turned(layer) for name, layer in arch.kinds.items()}
+    return replace(arch, layers=tuple(kinds[layer.name] for layer in arch.layers))
+
+
+#: Pairs of a head of 128 that go by time, row and column.
+SECTIONS = (16, 24, 24)
+
+
+def gemma3_vision(name: str, **numbers: Any) -> Arch:
+    """Gemma 3 that reads SigLIP So400m at 896 pixels, 16 patches to a token.
+
+    Source: Kamath 2025 (2503.19786), section 2.1; google/gemma-3-4b-pt config.json.
+    """
+    tower = siglip(name, d_model=1152, n_layers=27, n_heads=16, d_ff=4304, image=896, patch=14,
+                   merge=4)  # fmt: skip
+    return replace(gemma3(name, **numbers), vision=tower)
+
+
+def qwen2_vl(name: str, **numbers: Any) -> Arch:
+    """Qwen2 that reads images of any size, counted at 448 pixels.
+
+    Source: Wang 2024 (2409.12191), section 2.1; Qwen/Qwen2-VL-7B-Instruct config.json.
+    """
+    tower = qwen_vision(name, d_model=1280, n_layers=32, n_heads=16, d_ff=5120, image=448)
+    return replace(in_sections(qwen2(name, **numbers), SECTIONS), vision=tower)
+
+
+def qwen2_5_vl(name: str, *, d_ff_vision: int = 3420, **numbers: Any) -> Arch:
+    """The same with Qwen2.5-VL's tower: gated, in windows of 112 pixels but for four layers.
+
+    Source: Bai 2025 (2502.13923), section 2.1.1; Qwen/Qwen2.5-VL-7B-Instruct config.json.
+    """
+    tower = qwen_vision(name, d_model=1280, n_layers=32, n_heads=16, d_ff=d_ff_vision, image=448,
+                        activation="silu", gated=True, norm=RmsNorm(1e-6), chunk=64,
+                        full=(7, 15, 23, 31))  # fmt: skip
+    return replace(in_sections(qwen2(name, **numbers), SECTIONS), vision=tower)
 
 
 def llava(name: str, **numbers: Unpack[Numbers]) -> Arch:

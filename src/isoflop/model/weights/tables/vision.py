@@ -6,12 +6,13 @@ Names are those that transformers 5 writes; `older` has those of the hub and of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from isoflop.arch.spec import Arch, VisionTower
 from isoflop.errors import Fault
 from isoflop.model.weights.change import Kernel, Transposed
-from isoflop.model.weights.table import Names, Stack, Stored, Table
+from isoflop.model.weights.table import QKV, Names, Stack, Stored, Table, joined
 
 _FREQUENCIES = r"language_model\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 #: Numbers of positions, which transformers 4 stored.
@@ -19,7 +20,7 @@ _NUMBERED = r"vision_tower\.embeddings\.position_ids"
 
 
 #: The table of each one's language model; a LLaVA's may be of any family.
-_LANGUAGES = {"gemma3": "gemma3_text"}
+_LANGUAGES = {"gemma3": "gemma3_text", "qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2"}
 
 
 def language_of(config: Mapping[str, Any]) -> str:
@@ -104,5 +105,50 @@ def gemma3(language: Table, arch: Arch) -> Table:
     return _beside_clip(language, arch, projector)
 
 
+# --- Qwen2-VL and Qwen2.5-VL ------------------------------------------------------------
+
+_QWEN_LAYER: Names = {
+    QKV: joined("attn.qkv"),
+    "attention.out": "attn.proj",
+    "norm_attention": "norm1",
+    "norm_feed_forward": "norm2",
+}
+
+
+def qwen2_vl(language: Table, arch: Arch) -> Table:
+    return _beside_qwen(
+        language, arch, {"feed_forward.up": "mlp.fc1", "feed_forward.down": "mlp.fc2"}
+    )
+
+
+def qwen2_5_vl(language: Table, arch: Arch) -> Table:
+    gated: Names = {f"feed_forward.{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
+    return _beside_qwen(language, arch, gated)
+
+
+def _beside_qwen(language: Table, arch: Arch, feed_forward: Names) -> Table:
+    tower = _tower_of(arch)
+    kernel = Kernel((tower.channels, tower.frames, tower.patch, tower.patch))
+    names: Names = {
+        "vision.patches.weight": Stored("visual.patch_embed.proj.weight", kernel),
+        "vision.projector.norm": "visual.merger.ln_q",
+        "vision.projector.linear_1": "visual.merger.mlp.0",
+        "vision.projector.linear_2": "visual.merger.mlp.2",
+    }
+    stack = Stack("vision.layers.{}.", "visual.blocks.{}.", {**_QWEN_LAYER, **feed_forward})
+    older = ((r"^model\.language_model\.", "model."), (r"^model\.visual\.", "visual."))
+    return replace(
+        language,
+        whole={**names, **language.whole},
+        stacks=(stack, *language.stacks),
+        older=older,
+    )
+
+
 #: model_type -> what makes its table from the language model's, for a spec.
-TABLES: Mapping[str, Callable[[Table, Arch], Table]] = {"llava": llava, "gemma3": gemma3}
+TABLES: Mapping[str, Callable[[Table, Arch], Table]] = {
+    "llava": llava,
+    "gemma3": gemma3,
+    "qwen2_vl": qwen2_vl,
+    "qwen2_5_vl": qwen2_5_vl,
+}
