@@ -32,7 +32,7 @@ from isoflop.count.memory import bytes_saved
 from isoflop.errors import InputError
 from isoflop.model import Decoder, Images, VisionDecoder, build, build_decoder
 from isoflop.model.vision import both_ways
-from isoflop.model.vision_tower import patch_order
+from isoflop.model.vision_tower import Grid
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle")
 
@@ -286,7 +286,7 @@ def test_the_loss_goes_by_the_places_of_images_too():
 def test_a_merged_token_is_made_of_the_patches_of_a_square():
     tower = gemma().vision
     assert tower is not None
-    order = patch_order(tower).view(-1, 4)
+    order = Grid.of(tower, 4, 4).order_P.view(-1, 4)
     rows, columns = order // 4, order % 4
     assert (rows // 2 == (rows // 2)[:, :1]).all()
     assert (columns // 2 == (columns // 2)[:, :1]).all()

@@ -125,20 +125,22 @@ def tokens_of_an_image(model: VisionDecoder) -> int:
     return (spec.image // spec.patch // spec.projector.merge) ** 2
 
 
-def asked(config: Any, tokens: torch.Tensor, pixels: torch.Tensor) -> dict[str, Any]:
-    """Tokens and images in the words of a class."""
+def asked(config: Any, tokens: torch.Tensor, *images: torch.Tensor) -> dict[str, Any]:
+    """Tokens and images, batches of one size each, in the words of a class."""
+    pixels = images[0]
     of_images = (tokens == IMAGE).long()
     if config.model_type == "llava":
         return {"input_ids": tokens, "pixel_values": pixels}
     if config.model_type == "gemma3":
         return {"input_ids": tokens, "pixel_values": pixels, "token_type_ids": of_images}
-    tower, n_images = config.vision_config, len(pixels)
-    side = pixels.shape[-1] // tower.patch_size
+    tower = config.vision_config
+    grids = [[1, x.shape[-2] // tower.patch_size, x.shape[-1] // tower.patch_size]
+             for x in images for _ in x]  # fmt: skip
     return {
         "input_ids": tokens,
         "mm_token_type_ids": of_images,
-        "pixel_values": in_patches(pixels, tower),
-        "image_grid_thw": torch.tensor([[1, side, side]] * n_images),
+        "pixel_values": torch.cat([in_patches(x, tower) for x in images]),
+        "image_grid_thw": torch.tensor(grids),
     }
 
 
@@ -181,6 +183,28 @@ def test_logits_with_images_are_those_of_transformers_both_ways(
     assert_close(*both(theirs, ours))
     save_model(ours, tmp_path / "ours")
     assert_close(*both(load_theirs(tmp_path / "ours"), ours))
+
+
+@pytest.mark.parametrize("case", [case for case in SHAPES if case[0].startswith("qwen")])
+@torch.no_grad()
+def test_images_of_any_size_are_read_as_transformers_reads_them(
+    case: tuple[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """One batch of two, then a lone one: windows at the edges are cut, grids are no squares."""
+    theirs = theirs_of(*case)
+    theirs.save_pretrained(tmp_path)
+    ours = loaded(tmp_path)
+    spec, stream = ours.vision.spec, torch.Generator().manual_seed(4)
+    side = spec.patch * spec.projector.merge
+    sizes = [(2, 3, 5), (1, 4, 2)]
+    images = tuple(
+        torch.randn(n, spec.channels, rows * side, columns * side, generator=stream)
+        for n, rows, columns in sizes
+    )
+    tokens = torch.randint(1, IMAGE, (2, 28), generator=stream)
+    tokens[0, 2:17] = tokens[1, :15] = tokens[1, 17:25] = IMAGE
+    expected = theirs(**asked(theirs.config, tokens, *images)).logits
+    assert_close(expected, ours(tokens, Images.at(IMAGE, tokens, images)))
 
 
 @pytest.mark.parametrize(

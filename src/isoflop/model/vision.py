@@ -11,7 +11,7 @@ V vocab_size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,16 +38,21 @@ from isoflop.model.vision_tower import VisionModule, chunk_of, window_side
 class Images:
     """Images, and where their tokens stand among those of the text.
 
-    `pixels` are [I, C, side, side], stills, or [I, C, frames, side, side] where a patch spans
-    several frames; `places` [B, T] is true at each token of an image. Images fill them in order,
-    sequence after sequence.
+    `pixels` are [I, C, height, width], stills, or [I, C, frames, height, width] where a patch spans
+    several frames; several such batches where images differ in size. `places` [B, T] is true at
+    each token of an image. Images fill them in order, sequence after sequence.
     """
 
-    pixels: Tensor
+    pixels: Tensor | tuple[Tensor, ...]
     places: Tensor
 
+    @property
+    def batches(self) -> tuple[Tensor, ...]:
+        """Images of one size each."""
+        return (self.pixels,) if isinstance(self.pixels, Tensor) else self.pixels
+
     @classmethod
-    def at(cls, token: int, tokens_BT: Tensor, pixels: Tensor) -> Images:
+    def at(cls, token: int, tokens_BT: Tensor, pixels: Tensor | tuple[Tensor, ...]) -> Images:
         """Images in the place of every `token`, a number that the tokenizer keeps for them."""
         return cls(pixels, tokens_BT == token)
 
@@ -79,21 +84,23 @@ class VisionDecoder(Decoder):
             return super().forward(tokens_BT, targets_BT=targets_BT)
         self._check(tokens_BT, images)
         x_BTD = self._embed(tokens_BT)
-        vectors_IMD = self.vision(_in_frames(images.pixels, self.vision.spec)).to(x_BTD.dtype)
-        x_BTD = x_BTD.masked_scatter(images.places[..., None], vectors_IMD)
-        return self._read(x_BTD, self._told_with(x_BTD, images.places), targets_BT)
+        spec, place_BT1 = self.vision.spec, images.places[..., None]
+        read = [self.vision(_in_frames(x, spec)).flatten(0, 1) for x in images.batches]
+        vectors = read[0] if len(read) == 1 else torch.cat(read)
+        x_BTD = x_BTD.masked_scatter(place_BT1, vectors.to(x_BTD.dtype))
+        return self._read(x_BTD, self._told_with(x_BTD, images), targets_BT)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, images: Images | None = None) -> Tensor:
         """Mean cross entropy in nats per token; a target of -100 is left out of the mean."""
         loss: Tensor = self(tokens_BT, images, targets_BT=targets_BT)
         return loss
 
-    def _told_with(self, x_BTD: Tensor, places_BT: Tensor) -> dict[str, Context]:
+    def _told_with(self, x_BTD: Tensor, images: Images) -> dict[str, Context]:
         """What each kind of layer is told of a text with images."""
-        tower, positions = self.vision.spec, None
+        tower, places_BT, positions = self.vision.spec, images.places, None
         if any(_in_sections(layer) for layer in self.arch.layers):
-            side = tower.image // tower.patch // tower.projector.merge
-            positions = grid_positions(places_BT, side, side)
+            grids = [_grid(x, tower) for x in images.batches for _ in range(len(x))]
+            positions = grid_positions(places_BT, grids) if grids else None
         told = contexts(self.arch, x_BTD, positions=positions)
         if not tower.both_ways:
             return told
@@ -105,21 +112,41 @@ class VisionDecoder(Decoder):
         }
 
     def _check(self, tokens_BT: Tensor, images: Images) -> None:
-        spec, places, problems = self.vision.spec, images.places, []
-        shape = tuple(images.pixels.shape)
-        still = (len(images.pixels), spec.channels, spec.image, spec.image)
-        if shape not in (still, (*still[:2], spec.frames, *still[2:])):
-            rule = f"are {spec.channels} colours of {spec.image} x {spec.image} pixels each"
-            problems.append(Problem("images.pixels", shape, rule))
-        n_vectors = len(images.pixels) * spec.tokens_of_image
+        spec, places = self.vision.spec, images.places
+        problems = [x for batch in images.batches for x in _unread(batch, spec)]
+        grids = [(len(x), *_grid(x, spec)) for x in images.batches]
+        n_vectors = sum(n_images * n_rows * n_columns for n_images, n_rows, n_columns in grids)
         if places.dtype != torch.bool or places.shape != tokens_BT.shape:
             rule = f"is boolean and has the tokens' shape {tuple(tokens_BT.shape)}"
             problems.append(Problem("images.places", f"{places.dtype} {tuple(places.shape)}", rule))
-        elif not places.is_meta and (n_places := int(places.sum())) != n_vectors:
+        elif not problems and not places.is_meta and (n_places := int(places.sum())) != n_vectors:
             rule = f"are as many as the images' tokens, {n_vectors}"
             problems.append(Problem("images.places", n_places, rule))
         if problems:
             raise InputError(self.arch.name, problems)
+
+
+def _unread(pixels: Tensor, spec: VisionTower) -> Iterator[Problem]:
+    """Images that the tower does not take: with trained positions it takes one size alone."""
+    *lead, height, width = pixels.shape
+    if spec.positions:
+        fits, sizes = (height, width) == (spec.image,) * 2, f"{spec.image} x {spec.image}"
+    else:
+        side = spec.patch * spec.projector.merge
+        fits, sizes = not (height % side or width % side), f"multiples of {side} x {side}"
+    if (
+        lead[1:] not in ([spec.channels], [spec.channels, spec.frames])
+        or not fits
+        or not height * width
+    ):
+        rule = f"are {spec.channels} colours of {sizes} pixels each"
+        yield Problem("images.pixels", tuple(pixels.shape), rule)
+
+
+def _grid(pixels: Tensor, spec: VisionTower) -> tuple[int, int]:
+    """In how many rows and columns an image's tokens stand."""
+    n_rows, n_columns = (size // spec.patch // spec.projector.merge for size in pixels.shape[-2:])
+    return n_rows, n_columns
 
 
 def _in_frames(pixels: Tensor, spec: VisionTower) -> Tensor:
@@ -134,24 +161,28 @@ def _in_sections(layer: Layer) -> bool:
     return isinstance(position, Rope) and position.sections is not None
 
 
-def grid_positions(places_BT: Tensor, n_rows: int, n_columns: int) -> Tensor:
-    """[3, B, T]: where each token stands in time, row and column.
+def grid_positions(places_BT: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+    """[3, B, T]: where each token stands in time, row and column; images have these `grids`.
 
     An image's tokens stand in a grid that begins where the text before it ends, and the text goes
     on behind the longer side of it (Wang 2024, 2409.12191, section 2.1).
 
-    >>> grid_positions(torch.tensor([[False, True, True, True, True, False]]), 2, 2)[:, 0]
+    >>> grid_positions(torch.tensor([[False, True, True, True, True, False]]), [(2, 2)])[:, 0]
     tensor([[0, 1, 1, 1, 1, 3],
             [0, 1, 1, 2, 2, 3],
             [0, 1, 2, 1, 2, 3]])
     """
-    n_each = n_rows * n_columns
-    nth_BT = (places_BT.flatten().cumsum(0) - 1).view_as(places_BT) % n_each
-    last_BT = nth_BT == n_each - 1
-    ahead_BT = torch.where(places_BT, last_BT * max(n_rows, n_columns), 1)
+    size_I2 = torch.tensor(grids, device=places_BT.device)
+    end_I = size_I2.prod(dim=1).cumsum(0)
+    nth_BT = (places_BT.flatten().cumsum(0) - 1).view_as(places_BT).clamp(min=0)
+    image_BT = torch.searchsorted(end_I, nth_BT, right=True).clamp(max=len(grids) - 1)
+    behind_BT = end_I[image_BT] - nth_BT - 1  # tokens of the same image that follow
+    within_BT = size_I2.prod(dim=1)[image_BT] - 1 - behind_BT
+    n_columns_BT, longer_BT = size_I2[image_BT, 1], size_I2.amax(dim=1)[image_BT]
+    ahead_BT = torch.where(places_BT, (behind_BT == 0) * longer_BT, 1)
     start_BT = ahead_BT.cumsum(1) - ahead_BT
-    within = torch.stack((0 * nth_BT, nth_BT // n_columns, nth_BT % n_columns))
-    return start_BT + within * places_BT
+    row_BT, column_BT = within_BT // n_columns_BT, within_BT % n_columns_BT
+    return start_BT + torch.stack((0 * row_BT, row_BT, column_BT)) * places_BT
 
 
 def both_ways(places_BT: Tensor, span: Span) -> Tensor:

@@ -10,6 +10,7 @@ M tokens of an image that the decoder reads · D d_model.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import isqrt
 
 import torch
@@ -83,48 +84,83 @@ class VisionModule(nn.Module):
         self.projector = ProjectorModule(spec.projector, width, d_model)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[I, M, D], the tokens of an image row by row; pixels are [I, C * frames, side, side]."""
-        order_P = patch_order(self.spec, pixels.device)
+        """[I, M, D], an image's tokens row by row; pixels are [I, C * frames, height, width]."""
+        n_rows, n_columns = (size // self.spec.patch for size in pixels.shape[-2:])
+        grid = Grid.of(self.spec, n_rows, n_columns, pixels.device)
         pixels_IPX = F.unfold(pixels, self.spec.patch, stride=self.spec.patch).mT
-        x_ISW: Tensor = self.class_token(self.patches(pixels_IPX[:, order_P]))
+        x_ISW: Tensor = self.class_token(self.patches(pixels_IPX[:, grid.order_P]))
         if self.positions is not None:
             n_first = int(self.spec.class_token)
-            x_ISW = x_ISW + self.positions(F.pad(order_P + n_first, (n_first, 0)))
-        x_ISW = self._through_layers(self.pre_norm(x_ISW), order_P)
+            x_ISW = x_ISW + self.positions(F.pad(grid.order_P + n_first, (n_first, 0)))
+        x_ISW = self._through_layers(self.pre_norm(x_ISW), grid)
         if self.spec.feature_layer is None:
             x_ISW = self.final_norm(x_ISW)
         y_IMD: Tensor = self.projector(x_ISW[:, 1:] if self.spec.class_token else x_ISW)
-        if window_side(self.spec) is None:
+        if grid.window is None:
             return y_IMD
-        first_M = order_P[:: self.spec.projector.merge**2]  # of the patches of each token
+        first_M = grid.order_P[:: self.spec.projector.merge**2]  # of the patches of each token
         return y_IMD[:, first_M.argsort()]
 
-    def _through_layers(self, x_ISW: Tensor, order_P: Tensor) -> Tensor:
-        """Windows are told apart as texts of a batch are."""
+    def _through_layers(self, x_ISW: Tensor, grid: Grid) -> Tensor:
+        """Windows of one size are told apart as texts of a batch are."""
         n_images, n_tokens, _ = x_ISW.shape
         run = list(zip(self.spec.layers, self.layers, strict=True))[: self.spec.n_run]
         told: dict[str, Context] = {}
         for spec, layer in run:
-            n_seen = chunk_of(spec) or n_tokens
             if spec.name not in told:
-                told[spec.name] = _context(spec, order_P, self.spec, x_ISW)
+                told[spec.name] = _context(spec, grid, x_ISW)
+            n_seen = n_tokens if told[spec.name].bias is not None else chunk_of(spec) or n_tokens
             x_ISW = layer(x_ISW.reshape(-1, n_seen, x_ISW.shape[-1]), told[spec.name])
             x_ISW = x_ISW.reshape(n_images, n_tokens, -1)
         return x_ISW
 
 
-def _context(layer: Layer, order_P: Tensor, tower: VisionTower, x_ISW: Tensor) -> Context:
-    """The turn of each patch by its row and its column, where patches are turned."""
-    if not isinstance(layer.attention, Attention):
-        return Context()
-    position, chunk = layer.attention.position, chunk_of(layer)
-    if not isinstance(position, Rope2d):
-        return Context()
-    side = tower.image // tower.patch
-    grid_P2 = torch.stack((order_P // side, order_P % side), dim=-1)
-    if chunk is not None:
-        grid_P2 = torch.unflatten(grid_P2, 0, (-1, chunk)).repeat(len(x_ISW), 1, 1)
-    return Context(Rotation.of_grid(position, layer.attention.d_head, grid_P2, x_ISW.dtype))
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """An image's patches, and the order in which they go through the tower.
+
+    `window` is how many of them a side windows have, None where no layer has any. Those at the
+    right and lower edge may be smaller. `order_P` has the patches' numbers, counted row by row.
+    """
+
+    n_columns: int
+    window: int | None
+    order_P: Tensor  # noqa: N815 - shape suffix
+
+    @classmethod
+    def of(
+        cls, tower: VisionTower, n_rows: int, n_columns: int, device: torch.device | str = "cpu"
+    ) -> Grid:
+        window, merge = window_side(tower), tower.projector.merge
+        side = window or max(n_rows, n_columns)
+        return cls(n_columns, window, in_windows(n_rows, n_columns, side, merge, device))
+
+    @property
+    def places_P2(self) -> Tensor:  # noqa: N802 - shape suffix
+        """Each patch's row and column, in the tower's order."""
+        return torch.stack((self.order_P // self.n_columns, self.order_P % self.n_columns), dim=-1)
+
+    def uneven_windows(self, chunk: int) -> Tensor | None:
+        """Which patches see which, [P, P], where windows differ in size; None where all are full."""
+        n_rows = len(self.order_P) // self.n_columns
+        if self.window is None or not (n_rows % self.window or self.n_columns % self.window):
+            return None
+        row_P, column_P = (self.places_P2 // isqrt(chunk)).unbind(-1)
+        return (row_P[:, None] == row_P) & (column_P[:, None] == column_P)
+
+
+def _context(layer: Layer, grid: Grid, x_ISW: Tensor) -> Context:
+    """The turn of each patch by its row and its column, and the windows that are not full."""
+    chunk = chunk_of(layer)
+    bias = None if chunk is None else grid.uneven_windows(chunk)
+    attention = layer.attention
+    if not isinstance(attention, Attention) or not isinstance(attention.position, Rope2d):
+        return Context(bias=bias)
+    places = grid.places_P2
+    if chunk is not None and bias is None:
+        places = torch.unflatten(places, 0, (-1, chunk)).repeat(len(x_ISW), 1, 1)
+    turn = Rotation.of_grid(attention.position, attention.d_head, places, x_ISW.dtype)
+    return Context(turn, bias=bias)
 
 
 def chunk_of(layer: Layer) -> int | None:
@@ -141,18 +177,19 @@ def window_side(tower: VisionTower) -> int | None:
     return isqrt(max(chunks)) if chunks else None
 
 
-def patch_order(tower: VisionTower, device: torch.device | str = "cpu") -> Tensor:
-    """The numbers of an image's patches, counted row by row, in their order in the tower, [P]."""
-    side = tower.image // tower.patch
-    return in_windows(side, window_side(tower) or side, tower.projector.merge, device)
+def in_windows(
+    n_rows: int, n_columns: int, window: int, merge: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """The numbers of an image's patches, window by window, in each those that merge together.
 
-
-def in_windows(side: int, window: int, merge: int, device: torch.device | str = "cpu") -> Tensor:
-    """The numbers of `side` x `side` patches, window by window, in each those that merge together.
-
-    >>> in_windows(4, window=4, merge=2).tolist()
+    >>> in_windows(4, 4, window=4, merge=2).tolist()
     [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]
+    >>> in_windows(2, 3, window=2, merge=1).tolist()
+    [0, 1, 3, 4, 2, 5]
     """
-    sizes = (side // window, window // merge, merge)
-    number_P = torch.arange(side**2, device=device).view(*sizes, *sizes)
-    return number_P.permute(0, 3, 1, 4, 2, 5).flatten()
+    number_P = torch.arange(n_rows * n_columns, device=device)
+    row_P, column_P = number_P // n_columns, number_P % n_columns
+    rank_P = torch.zeros_like(number_P)
+    for side in (window, merge, 1):
+        rank_P = (rank_P * n_rows + row_P // side) * n_columns + column_P // side
+    return rank_P.argsort()
