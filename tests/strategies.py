@@ -33,6 +33,7 @@ from isoflop.arch.spec import (
     RelativeProjection,
     RmsNorm,
     Rope,
+    Rope2d,
     RopeScaling,
     Sinusoidal,
     VisionTower,
@@ -105,7 +106,12 @@ def ropes(draw: st.DrawFn, d_head: int) -> Rope:
     halves = st.integers(1, d_head // 2)
     d_rotary = draw(some(halves.map(lambda half: 2 * half)))
     scaling = draw(some(scalings(d_rotary or d_head)))
-    return Rope(draw(thetas), d_rotary, draw(st.booleans()), scaling)
+    sections = None
+    if not isinstance(scaling, DynamicScaling | LongRopeScaling) and draw(st.booleans()):
+        pairs = (d_rotary or d_head) // 2
+        ends = sorted([draw(st.integers(0, pairs)), draw(st.integers(0, pairs))])
+        sections = (ends[0], ends[1] - ends[0], pairs - ends[1])
+    return Rope(draw(thetas), d_rotary, draw(st.booleans()), scaling, sections)
 
 
 @st.composite
@@ -115,6 +121,7 @@ def attentions(draw: st.DrawFn) -> Attention:
     positions = st.one_of(
         st.none(),
         ropes(d_head),
+        st.builds(Rope2d, thetas) if d_head % 4 == 0 else st.none(),
         st.builds(Alibi, st.floats(0.01, 2)),
         st.just(RelativeProjection()),
         st.builds(RelativeBias, sizes, sizes, st.booleans(), st.booleans()),
@@ -244,6 +251,8 @@ def visions(draw: st.DrawFn) -> VisionTower:
         positions=draw(st.booleans()),
         projector=projector,
         feature_layer=draw(some(st.integers(0, len(layers)))),
+        both_ways=draw(st.booleans()),
+        frames=draw(st.integers(1, 2)),
     )
 
 

@@ -63,7 +63,7 @@ def wrong(arch: Arch) -> list[str]:
 #: One of each kind; `make check-zoo` checks all.
 SAMPLE = ["gpt2", "llama-3-8b", "gemma-2-2b", "bloom-560m", "opt-350m", "gopher-280b", "gpt3-175b",
           "deepseek-v3", "gpt-oss-20b", "qwen1.5-moe-a2.7b", "t5-small", "llava-1.5-7b",
-          "command-r-plus-104b", "pythia-70m", "phi-2", "falcon-40b"]  # fmt: skip
+          "command-r-plus-104b", "pythia-70m", "phi-2", "falcon-40b", "gemma-3-4b-vision", "qwen2.5-vl-3b"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SAMPLE)

@@ -11,7 +11,7 @@ import transformers
 
 from isoflop.arch import from_hf, read_hf, to_hf
 from isoflop.arch.hf import FAMILIES
-from isoflop.arch.spec import Experts, RelativeBias, Window
+from isoflop.arch.spec import Experts, RelativeBias, Rope, Window
 from isoflop.count import Precision, Workload, bytes_kv_cache, flops_forward, params
 from isoflop.errors import InputError
 
@@ -40,7 +40,7 @@ CLIP = {"model_type": "clip_vision_model", "hidden_size": 24, "num_hidden_layers
 
 SIGLIP = CLIP | {"model_type": "siglip_vision_model", "image_size": 56, "vision_use_head": False}
 TEXT3 = GROUPED | {"head_dim": 14, "model_type": "gemma3_text"}
-QWEN_TEXT = GROUPED | {"hidden_size": 48}
+QWEN_TEXT = GROUPED | {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
 QWEN_TOWER = {
     "depth": 3,
     "embed_dim": 24,
@@ -297,6 +297,24 @@ def test_windows_stand_in_the_layers_of_a_tower_that_its_config_does_not_list() 
     assert vision.find("global/attention/core").value == 4 * 3 * 4096 * 4096 * 8
     # Two by two patches are one token of the decoder.
     assert vision.find("projector").value == 2 * 1024 * (96 * 96 + 96 * 48)
+
+
+def test_sections_of_turned_pairs_are_read_from_either_table_or_said_to_be_assumed() -> None:
+    shape = SHAPES["qwen2_vl"][0]
+    plain = {key: value for key, value in QWEN_TEXT.items() if key != "rope_scaling"}
+    newer = plain | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}}
+    for text, sections in ((QWEN_TEXT, (1, 1, 2)), (newer, (2, 1, 1))):
+        arch = from_hf({"model_type": "qwen2_vl"} | shape | {"text_config": text}, "x")
+        position = arch.layers[0].attention.position
+        assert isinstance(position, Rope)
+        assert position.sections == sections
+    wide = plain | {"num_attention_heads": 1, "num_key_value_heads": 1, "hidden_size": 128}
+    tower = shape["vision_config"] | {"hidden_size": 128}
+    reading = read_hf({"model_type": "qwen2_vl", "text_config": wide, "vision_config": tower}, "x")
+    assert "mrope_section=[16, 24, 24]" in reading.defaulted
+    assert not reading.unknown
+    with pytest.raises(InputError, match="add up to the 4 rotated pairs"):
+        from_hf({"model_type": "qwen2_vl"} | shape | {"text_config": plain}, "x")
 
 
 def test_what_an_image_is_assumed_to_measure_is_said() -> None:

@@ -1,4 +1,6 @@
-"""A decoder that reads images, against transformers' LLaVA with the same random weights."""
+"""Decoders that read images: LLaVA's kind against transformers' with the same random weights, all
+kinds against the counts. test_vision_weights.py holds them all against transformers.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,18 @@ import pytest
 import torch
 
 from isoflop.arch import Arch, Attention, Dense, Layer, llama
-from isoflop.arch.families import clip, gemma3, siglip
+from isoflop.arch.families import clip, gemma3, in_sections, qwen2, qwen_vision, siglip
 from isoflop.arch.hf import from_hf
 from isoflop.arch.spec import (
+    Alibi,
+    Chunked,
     LayerNorm,
     Learned,
     Projector,
     RelativeBias,
     RmsNorm,
     Rope,
+    Rope2d,
     VisionTower,
     Window,
 )
@@ -26,6 +31,8 @@ from isoflop.count import Precision, Workload, flops_forward, params
 from isoflop.count.memory import bytes_saved
 from isoflop.errors import InputError
 from isoflop.model import Decoder, Images, VisionDecoder, build, build_decoder
+from isoflop.model.vision import both_ways
+from isoflop.model.vision_tower import Grid
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle")
 
@@ -196,6 +203,96 @@ def test_the_loss_is_that_of_the_logits():
     assert not torch.allclose(model.loss(tokens, tokens), -shares.mean(), atol=1e-6)
 
 
+def gemma(window: int = 64, **fields) -> Arch:
+    tower = siglip("s", d_model=24, n_layers=2, n_heads=3, d_ff=50, image=28, patch=7, merge=2)
+    text = gemma3("g", d_model=D, n_layers=7, n_heads=4, n_kv_heads=2, d_head=8, d_ff=40, window=window,
+                  vocab_size=V, max_seq_len=64)  # fmt: skip
+    return replace(text, vision=replace(tower, **fields))
+
+
+@pytest.mark.parametrize("fields", [
+    {"both_ways": False, "class_token": True},
+    {"both_ways": False, "projector": Projector(2, merge=4, averaged=True)},
+    {"both_ways": False, "projector": Projector(2, norm=LayerNorm(), merge=2, d_hidden=70), "frames": 2},
+])  # fmt: skip
+def test_counts_of_towers_that_merge_patches_agree_with_the_module(fields):
+    assert not [row for row in agree(gemma(**fields)) if not row.agrees]
+
+
+def test_what_an_image_shows_both_ways_costs_a_mask_and_nothing_else():
+    """Which of so narrow a model's activations are a large part."""
+    odd = {row.path for row in agree(gemma()) if not row.agrees}
+    assert odd <= {"saved_none", "saved_selective", "saved_full"}
+
+
+def test_pairs_within_images_are_counted_where_they_see_each_other():
+    """Scores of every pair that a mask leaves, counted on the masks themselves."""
+    arch, n_each, n_tokens = gemma(window=3), 4, 13
+    places = torch.zeros(1, n_tokens, dtype=torch.bool)
+    places[0, 1 : 1 + n_each] = places[0, 6 : 6 + n_each] = True
+    flops = flops_forward(arch, Workload(1, n_tokens, n_tokens, causal_skip=True, images=2))
+    for name, kind in arch.kinds.items():
+        assert isinstance(kind.attention, Attention)
+        pairs = int(both_ways(places, kind.attention.span).sum())
+        assert flops.find(f"{name}/attention/core").value == 4 * 4 * 8 * pairs
+
+
+def qwen(**fields) -> Arch:
+    """Patches turned by row and column, two of three layers in windows of 2 x 2 merged ones."""
+    tower = qwen_vision("q", d_model=96, n_layers=3, n_heads=12, d_ff=31, image=56, patch=7,
+                        gated=True, activation="silu", chunk=16, full=(1,))  # fmt: skip
+    text = qwen2("q", d_model=D, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=40, vocab_size=V,
+                 max_seq_len=64)  # fmt: skip
+    return replace(in_sections(text, (1, 1, 2)), vision=replace(tower, **fields))
+
+
+@pytest.mark.parametrize("fields", [
+    {},
+    {"frames": 1, "projector": Projector(1, False, merge=4)},
+    {"positions": True, "projector": Projector(merge=1), "both_ways": True},
+])  # fmt: skip
+def test_counts_of_towers_with_windows_agree_with_the_module(fields):
+    odd = {row.path for row in agree(qwen(**fields)) if not row.agrees}
+    assert odd <= (
+        {"saved_none", "saved_selective", "saved_full"} if "both_ways" in fields else set()
+    )
+
+
+def test_a_still_is_a_clip_in_which_nothing_moves():
+    model = build(qwen()).eval()
+    still, tokens = picture(model.vision.spec), text_around(16)
+    clip = still[:, :, None].expand(-1, -1, 2, -1, -1)
+    same = model(tokens, Images.at(IMAGE, tokens, clip))
+    assert torch.equal(model(tokens, Images.at(IMAGE, tokens, still)), same)
+    moved = torch.stack((still, still.roll(1, -1)), dim=2)
+    assert not torch.allclose(model(tokens, Images.at(IMAGE, tokens, moved)), same)
+
+
+def test_a_text_alone_is_turned_as_without_sections():
+    model, plain = build(qwen()).eval(), build(replace(qwen(), vision=None)).eval()
+    tokens = torch.randint(1, IMAGE, (2, 9))
+    plain.load_state_dict(model.state_dict(), strict=False)
+    assert torch.equal(model(tokens), plain(tokens))
+
+
+def test_the_loss_goes_by_the_places_of_images_too():
+    model = build(qwen()).eval()
+    tokens = text_around(16)
+    images = Images.at(IMAGE, tokens, picture(model.vision.spec))
+    shares = model(tokens, images).log_softmax(-1).gather(-1, tokens[..., None])
+    assert torch.allclose(model.loss(tokens, tokens, images), -shares.mean())
+
+
+def test_a_merged_token_is_made_of_the_patches_of_a_square():
+    tower = gemma().vision
+    assert tower is not None
+    order = Grid.of(tower, 4, 4).order_P.view(-1, 4)
+    rows, columns = order // 4, order % 4
+    assert (rows // 2 == (rows // 2)[:, :1]).all()
+    assert (columns // 2 == (columns // 2)[:, :1]).all()
+    assert (rows // 2 * 2 + columns // 2)[:, 0].tolist() == [0, 1, 2, 3]
+
+
 # --- what is refused ------------------------------------------------------------------------
 
 
@@ -227,18 +324,39 @@ def with_inner(**fields) -> Arch:
     return replace(arch, vision=replace(arch.vision, layers=(layer,)))
 
 
+def seen_in_windows() -> VisionTower:
+    tower = qwen().vision
+    assert tower is not None
+    return tower
+
+
+def with_chunk(layer: Layer, chunk: int) -> Layer:
+    if layer.name != "local":
+        return layer
+    return replace(layer, attention=replace(layer.attention, span=Chunked(chunk)))
+
+
 def test_towers_that_cannot_be_followed_are_refused_by_field():
     place = "vision.layers.layer.attention"
     assert refused(with_inner(position=Rope())) == {f"{place}.position"}
     assert refused(with_inner(span=Window(2))) == {f"{place}.span"}
     assert f"{place}.position" in refused(with_inner(position=RelativeBias()))
-    assert refused(small(projector=Projector(merge=3))) == {"vision.projector.merge"}
-    tower = siglip("s", d_model=24, n_layers=2, n_heads=3, d_ff=50, image=28, patch=7, merge=2)
-    gemma = gemma3("g", d_model=D, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=40,
-                   vocab_size=V, max_seq_len=64)  # fmt: skip
-    assert refused(replace(gemma, vision=tower)) == {"vision.projector.merge"}
+    assert refused(with_inner(position=Rope2d())) == {"vision.class_token"}
+    alone = with_inner(span=Chunked(2))
+    assert refused(alone) == {"vision.class_token", f"{place}.span.chunk"}
     crossed = Layer(Attention(3, 3, 8), Dense(9), LayerNorm(), cross=Attention(3, 3, 8))
     assert refused(small(layers=(crossed,))) == {"vision.layers.layer.cross"}
+    for chunk in (8, 25, 4 * 49):
+        layers = tuple(with_chunk(layer, chunk) for layer in seen_in_windows().layers)
+        assert refused(qwen(layers=layers)) == {"vision.layers.local.attention.span.chunk"}
+    half = in_sections(small(), (2, 1, 1)).layers[0], replace(small().layers[0], name="plain")
+    assert refused(replace(small(), layers=half)) == {"layers.attention.position.sections"}
+    turned = replace(small().layers[0], attention=Attention(4, 4, 8, Rope2d()))
+    assert refused(replace(small(), layers=(turned,))) == {"layers.layer.attention.position"}
+    hidden = replace(small().layers[0], attention=Attention(4, 4, 8, Alibi(), Chunked(4)))
+    shown = replace(small(both_ways=True), layers=(hidden,))
+    fields = {"layers.layer.attention.span", "layers.layer.attention.position"}
+    assert refused(shown) == fields
     embedding = replace(small().embedding, position=Learned(64), norm=LayerNorm())
     fields = {"embedding.position", "embedding.norm"}
     assert refused(replace(small(), embedding=embedding)) == fields

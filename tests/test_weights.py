@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.test_hf_types import BARE, GROUPED, PLAIN, SHAPES
 
 from isoflop.arch import Arch, gpt, llama, read_hf, to_hf
 from isoflop.arch.hf import FAMILIES
-from isoflop.arch.spec import Experts, Layer
+from isoflop.arch.spec import Experts, Layer, VisionTower
 from isoflop.count import Workload
 from isoflop.count.blocks import Part, describe
 from isoflop.errors import Fault, InputError
@@ -32,7 +33,7 @@ from isoflop.model.weights.folder import open_folder
 from isoflop.model.weights.read import shapes_of, weights_of
 from isoflop.model.weights.table import Pair, pairs
 from isoflop.model.weights.tables.llama import LLAMA
-from isoflop.model.weights.tables.registry import TABLES, table_of
+from isoflop.model.weights.tables.registry import TYPES, table_of
 from isoflop.model.weights.write import write_folder
 from isoflop.runs.durable import WriteFailed
 
@@ -78,7 +79,7 @@ def ways(model_type: str) -> dict[str, str]:
     return PLAIN_WAYS | ({"attn_implementation": "sdpa"} if model_type == "falcon" else {})
 
 
-CASES = [(name, sayable(name, x)) for name in sorted(TABLES) for x in SHAPES[name]] + MORE
+CASES = [(name, sayable(name, x)) for name in sorted(TYPES) for x in SHAPES[name]] + MORE
 ids = [f"{name}-{i}" for i, (name, _) in enumerate(CASES)]
 each_case = pytest.mark.parametrize(("model_type", "shape"), CASES, ids=ids)
 
@@ -165,7 +166,22 @@ def counted_shapes(arch: Arch) -> dict[str, torch.Size]:
     if arch.encoder is not None:
         (encoder,) = (part for part in whole.parts if part.name == "encoder")
         found |= _layer_shapes(encoder, arch.encoder.layers, "encoder.")
+    if arch.vision is not None:
+        (vision,) = (part for part in whole.parts if part.name == "vision")
+        found |= _tower_shapes(vision, arch.vision)
     return found
+
+
+def _tower_shapes(vision: Part, tower: VisionTower) -> dict[str, torch.Size]:
+    """A tower's: what stands behind the layer that is read is stored too."""
+    unread = [part for part in vision.parts if part.name == "unread"]
+    behind = [inner for part in unread for inner in part.parts]
+    stored = [*vision.parts, *(part for part in behind if part.name != "final_norm")]
+    found = _layer_shapes(replace(vision, parts=tuple(stored)), tower.layers, "vision.")
+    norms = (part for part in behind if part.name == "final_norm")
+    return found | {
+        name: x for part in norms for name, x in _shapes(part, "vision.final_norm.").items()
+    }
 
 
 def _shapes(part: Part, place: str, lead: tuple[int, ...] = ()) -> dict[str, torch.Size]:
@@ -176,7 +192,7 @@ def _shapes(part: Part, place: str, lead: tuple[int, ...] = ()) -> dict[str, tor
             sizes.reverse()  # the description reads [in, out], a module stores [out, in]
         found[f"{place}{weight.name}"] = torch.Size([*lead, *sizes])
     for inner in part.parts:
-        if not inner.is_layer:
+        if not inner.is_layer and inner.name != "unread":
             stacked = (int(inner.times.value),) if inner.name == "experts" else lead
             found |= _shapes(inner, f"{place}{inner.name}.", stacked)
     return found
@@ -208,9 +224,8 @@ def same_bits(a: Path, b: Path) -> bool:
 # --- every family -----------------------------------------------------------------------
 
 
-def test_every_decoder_family_and_t5_has_a_table() -> None:
-    readers_of_images = {"llava", "gemma3", "qwen2_vl", "qwen2_5_vl"}
-    assert set(TABLES) == set(FAMILIES) - readers_of_images
+def test_every_family_has_a_table() -> None:
+    assert set(TYPES) == set(FAMILIES)
 
 
 @pytest.fixture(scope="module", params=CASES, ids=ids)
@@ -237,7 +252,7 @@ def test_read_and_written_again_a_file_is_the_same_to_the_bit(
 
 
 @pytest.mark.parametrize(
-    ("model_type", "shape"), [(name, sayable(name, SHAPES[name][1])) for name in sorted(TABLES)]
+    ("model_type", "shape"), [(name, sayable(name, SHAPES[name][1])) for name in sorted(TYPES)]
 )
 def test_transformers_loads_what_is_written_for_any_spec(
     model_type: str, shape: dict[str, Any], tmp_path: Path
@@ -248,9 +263,9 @@ def test_transformers_loads_what_is_written_for_any_spec(
     stream = torch.Generator().manual_seed(2)
     shapes = counted_shapes(arch)
     tensors = {name: torch.randn(shape, generator=stream) for name, shape in shapes.items()}
-    paired = pairs(table_of(config["model_type"], arch), arch, shapes)
+    paired = pairs(table_of(config, arch), arch, shapes)
     dtypes = dict.fromkeys(shapes, torch.float32)
-    write_folder(tmp_path / "ours", config | writing.NO_TOKENS, paired, tensors, dtypes)
+    write_folder(tmp_path / "ours", writing.without_tokens(config), paired, tensors, dtypes)
     load_theirs(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
     assert same_bits(tmp_path / "ours", tmp_path / "theirs")
 
@@ -292,7 +307,9 @@ def test_the_layouts_of_joined_tensors_are_told_apart() -> None:
     ours = tuple(torch.full((48, 48), float(i)) for i in range(3))
     shapes = {name: x.shape for name, x in zip(names, ours, strict=True)}
     stored = next(
-        stored for n, stored in table_of("gpt_neox", arch).entries(arch) if n == tuple(names)
+        stored
+        for n, stored in table_of({"model_type": "gpt_neox"}, arch).entries(arch)
+        if n == tuple(names)
     )
     (kept,) = Pair.of(shapes, stored).join(ours)
     assert kept[:, 0].tolist() == ([0.0] * 8 + [1.0] * 8 + [2.0] * 8) * 6  # head by head
@@ -488,7 +505,7 @@ def test_opt_with_a_narrow_embedding_is_named_whole() -> None:
     """Its head projects before it is tied: no model of ours is needed for its names."""
     shape = BARE | {"ffn_dim": 50, "word_embed_proj_dim": 20, "do_layer_norm_before": False}
     arch = read_hf({"model_type": "opt"} | shape, "x").arch
-    paired = pairs(table_of("opt", arch), arch, counted_shapes(arch))
+    paired = pairs(table_of({"model_type": "opt"}, arch), arch, counted_shapes(arch))
     theirs = {name: shape for pair in paired for name, shape in pair.theirs.items()}
     assert theirs["model.decoder.project_in.weight"] == (48, 20)
     assert theirs["model.decoder.project_out.weight"] == (20, 48)

@@ -181,7 +181,7 @@ def test_an_unknown_name_lists_near_ones() -> None:
 
 
 #: No config says these: positions of Transformer-XL, PaLM's block, rows of padding, heads
-#: that do not divide, experts in GPT-3. LLaVA's config is read, not written.
+#: that do not divide, experts in GPT-3.
 NO_CONFIG = (
     "gopher",
     "chinchilla",
@@ -191,7 +191,6 @@ NO_CONFIG = (
     "gpt3-xl",
     "gpt3-13b",
     "gpt-4",
-    "llava",
 )
 
 

@@ -128,7 +128,8 @@ def _translate(hint: Any) -> Any:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return Annotated[hint, Strict(False)]  # from its word
     if get_origin(hint) is tuple:
-        return Annotated[hint, Strict(False)] if float in get_args(hint) else Any
+        numbers = not {float, int}.isdisjoint(get_args(hint))
+        return Annotated[hint, Strict(False)] if numbers else Any
     if get_origin(hint) in (Union, types.UnionType):
         return _union(list(get_args(hint)))
     return hint

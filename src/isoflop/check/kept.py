@@ -45,6 +45,7 @@ REASONS = (
     (r".*/experts/.*", "where each expert's rows end, and whose they are"),
     (r".*/shared_gate", "a gate per token"),
     (r".*positions.*", "their numbers"),
+    (r"vision", "where tokens of windows stand"),
     (r"loss", "the count of tokens that is divided by"),
     (r"(encoder|embedding)/tokens", "one table reads source and target"),
     (r"(encoder/)?output|.*/cross/k", "the encoder's output, under the first layer that reads it"),

@@ -38,7 +38,7 @@ def sample_of(arch: Arch, seq_len: int, source_len: int) -> Workload:
     if arch.encoder is not None:
         return replace(Workload.train(BATCH, seq_len), source_len=source_len)
     if arch.vision is not None:
-        seq_len += (arch.vision.image // arch.vision.patch) ** 2
+        seq_len += arch.vision.tokens_of_image
     return Workload.train(BATCH, seq_len)
 
 

@@ -9,7 +9,7 @@ Letters: B batch · T tokens · D d_model · V vocab_size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +47,7 @@ class Decoder(nn.Module):
             InputError: more tokens than there are learned positions.
         """
         x_BTD = self._embed(tokens_BT)
-        return self.logits(x_BTD) if targets_BT is None else self.loss_of(x_BTD, targets_BT)
-
-    def logits(self, x_BTD: Tensor) -> Tensor:
-        """Logits [B, T, V] from embedded tokens."""
-        return self.read_out(self._through_all(x_BTD))
+        return self._read(x_BTD, self._told(x_BTD), targets_BT)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross entropy in nats per token, in at least single precision.
@@ -60,13 +56,6 @@ class Decoder(nn.Module):
         """
         loss: Tensor = self(tokens_BT, targets_BT=targets_BT)
         return loss
-
-    def loss_of(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """The loss from embedded tokens."""
-        embedding_VD = self.embedding.tokens.weight
-        return head_loss(
-            self.head, self._through_all(x_BTD), embedding_VD, targets_BT, self.arch.vocab_size
-        )
 
     def through_layers(self, x_BTD: Tensor, told: Sequence[Context]) -> Tensor:
         """What the final norm leaves, [B, T, D]; each layer is told its own context."""
@@ -80,9 +69,19 @@ class Decoder(nn.Module):
         logits_BTV: Tensor = self.head(x_BTD, self.embedding.tokens.weight)
         return logits_BTV[..., : self.arch.vocab_size]
 
-    def _through_all(self, x_BTD: Tensor) -> Tensor:
-        told = contexts(self.arch, x_BTD, stack_bias(self.relative_bias, x_BTD.shape[1]))
-        return self.through_layers(x_BTD, [told[x.name] for x in self.arch.layers])
+    def _told(self, x_BTD: Tensor) -> dict[str, Context]:
+        """What each kind of layer is told of a text, by its name."""
+        return contexts(self.arch, x_BTD, stack_bias(self.relative_bias, x_BTD.shape[1]))
+
+    def _read(
+        self, x_BTD: Tensor, told: Mapping[str, Context], targets_BT: Tensor | None
+    ) -> Tensor:
+        """Logits from embedded tokens, or with targets their loss."""
+        y_BTD = self.through_layers(x_BTD, [told[x.name] for x in self.arch.layers])
+        if targets_BT is None:
+            return self.read_out(y_BTD)
+        embedding_VD = self.embedding.tokens.weight
+        return head_loss(self.head, y_BTD, embedding_VD, targets_BT, self.arch.vocab_size)
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         n_tokens, learned = tokens_BT.shape[-1], self.arch.embedding.position

@@ -22,7 +22,7 @@ from isoflop.model.parts import (
     TokenVectors,
 )
 from isoflop.model.relative_bias import RelativeBiasModule
-from isoflop.model.vision import ClassToken
+from isoflop.model.vision_tower import ClassToken
 
 #: What has one axis that grows with the width of a model (Yang 2022, 2203.03466, section 4).
 VECTORS = (

@@ -13,16 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isoflop.arch.spec import Rope
+from isoflop.arch.spec import Rope, Rope2d
 from isoflop.model.rope_scaling import amplitude, frequencies
 
 
 def rotary_angles(rope: Rope, d_head: int, positions: Tensor, max_seq_len: int) -> Tensor:
     """The angle of each position, [T] or [B, T], and pair, [..., P], in float64.
 
+    Positions [3, B, T] are those in time, of the row and of the column: each pair goes by one.
     Single precision would be off by 0.06 radians at position 1,000,000.
     """
     frequency_P = frequencies(rope, rope.d_rotary or d_head, positions, max_seq_len)
+    if positions.dim() == 3:
+        axis_P = torch.arange(3).repeat_interleave(torch.tensor(rope.sections))
+        return positions[axis_P.to(positions.device)].double().movedim(0, -1) * frequency_P
     return positions.double()[..., None] * frequency_P
 
 
@@ -115,7 +119,8 @@ class Rotation:
     ) -> Rotation:
         """For queries and keys of `dtype`; turns are kept in at least single precision.
 
-        Positions are [T], or [B, T] where each text has its own. `max_seq_len` is the longest
+        Positions are [T], [B, T] where each text has its own, or [3, B, T] where tokens of images
+        stand in a grid. `max_seq_len` is the longest
         text that the model was made for.
         """
         angles_TP = rotary_angles(rope, d_head, positions, max_seq_len)
@@ -123,6 +128,14 @@ class Rotation:
         wide = torch.promote_types(dtype, torch.float32)
         size = amplitude(rope.scaling, max_seq_len)
         return cls(rope.d_rotary or d_head, kind.of(angles_TP, size, wide))
+
+    @classmethod
+    def of_grid(cls, rope: Rope2d, d_head: int, places: Tensor, dtype: torch.dtype) -> Rotation:
+        """For places [..., T, 2], a row and a column each."""
+        quarter_P = torch.arange(0, 1, 4 / d_head, dtype=torch.float64, device=places.device)
+        angles_T2P = places.double()[..., None] * rope.theta**-quarter_P
+        wide = torch.promote_types(dtype, torch.float32)
+        return cls(d_head, HalfTurn.of(angles_T2P.flatten(-2), 1.0, wide))
 
     def __call__(self, x_BTNH: Tensor) -> Tensor:
         if self.d_rotary == x_BTNH.shape[-1]:

@@ -8,6 +8,7 @@ from isoflop.arch.spec import (
     Alibi,
     Arch,
     Attention,
+    Chunked,
     Dense,
     Experts,
     FeedForward,
@@ -15,6 +16,7 @@ from isoflop.arch.spec import (
     LatentAttention,
     Layer,
     RelativeProjection,
+    Rope2d,
 )
 from isoflop.errors import InputError, Problem
 from isoflop.model.encoder_decoder import encoder_decoder_problems
@@ -81,7 +83,7 @@ def _both_ways(place: str, attention: Attention | LatentAttention) -> Iterator[P
     if isinstance(attention, LatentAttention):
         yield Problem(place, attention.kind, "is attention where tokens see later ones")
         return
-    if not isinstance(attention.span, Full):
+    if not isinstance(attention.span, Full | Chunked if place.startswith("vision") else Full):
         yield Problem(f"{place}.span", attention.span.kind, "is full where tokens see later ones")
     if isinstance(position := attention.position, Alibi | RelativeProjection):
         rule = "is rope, relative_bias or None where tokens see later ones"
@@ -106,6 +108,8 @@ def _dense(place: str, dense: Dense) -> Iterator[Problem]:
 
 
 def _attention(place: str, attention: Attention | LatentAttention) -> Iterator[Problem]:
+    if isinstance(attention.position, Rope2d) and not place.startswith("vision"):
+        yield Problem(f"{place}.position", "rope_2d", "is for patches of images alone")
     if isinstance(attention.position, RelativeProjection) and attention.logit_softcap is not None:
         # A cap would have to hold the sum of both scores, and fused attention adds one later.
         rule = "is None where distances are scored too"

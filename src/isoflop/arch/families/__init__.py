@@ -26,7 +26,16 @@ from isoflop.arch.families.llama import (
 from isoflop.arch.families.moe import deepseek, gpt_moe, gpt_oss, mixtral, qwen2_moe, qwen3_moe
 from isoflop.arch.families.parallel import falcon, gpt_neox, gptj, palm, phi
 from isoflop.arch.families.t5 import t5
-from isoflop.arch.families.vision import clip, llava, qwen_vision, siglip
+from isoflop.arch.families.vision import (
+    clip,
+    gemma3_vision,
+    in_sections,
+    llava,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen_vision,
+    siglip,
+)
 from isoflop.arch.spec import Arch
 
 #: The builders of whole models.
@@ -36,7 +45,8 @@ FAMILIES: dict[str, Callable[..., Arch]] = {
         *(gpt, gpt_neox, gptj, opt, bloom, mpt, falcon, phi, palm, gopher),
         *(llama, mistral, qwen2, qwen3, granite, smollm3, olmo, olmo2, glm4, stablelm),
         *(cohere, starcoder2, gemma, gemma2, gemma3),
-        *(mixtral, qwen2_moe, qwen3_moe, deepseek, gpt_moe, gpt_oss, t5, llava),
+        *(mixtral, qwen2_moe, qwen3_moe, deepseek, gpt_moe, gpt_oss, t5),
+        *(llava, gemma3_vision, qwen2_vl, qwen2_5_vl),
     )
 }
 
@@ -50,6 +60,7 @@ __all__ = [
     "gemma",
     "gemma2",
     "gemma3",
+    "gemma3_vision",
     "glm4",
     "gopher",
     "gpt",
@@ -58,6 +69,7 @@ __all__ = [
     "gpt_oss",
     "gptj",
     "granite",
+    "in_sections",
     "llama",
     "llava",
     "mistral",
@@ -69,7 +81,9 @@ __all__ = [
     "palm",
     "phi",
     "qwen2",
+    "qwen2_5_vl",
     "qwen2_moe",
+    "qwen2_vl",
     "qwen3",
     "qwen3_moe",
     "qwen_vision",

@@ -122,7 +122,10 @@ class Config:
             return None
         if not value:
             return None
-        self.tables.append(Config(value, self.where, f"{self.path}{key}.", self))
+        path = f"{self.path}{key}."
+        if (asked := next((x for x in self.tables if x.path == path), None)) is not None:
+            return asked
+        self.tables.append(Config(value, self.where, path, self))
         return self.tables[-1]
 
     def inner(self, key: str) -> Config:

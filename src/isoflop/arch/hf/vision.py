@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from isoflop.arch.families import clip, qwen2, qwen_vision, siglip
+from isoflop.arch.families import clip, in_sections, qwen2, qwen_vision, siglip
+from isoflop.arch.families.vision import SECTIONS
 from isoflop.arch.hf.config import Config
 from isoflop.arch.hf.family import Facts, Family, Key, flag, layers, llama_keys, real, size, word
 from isoflop.arch.hf.gemma import GEMMA3_TEXT
-from isoflop.arch.hf.llama import finish_qwen
+from isoflop.arch.hf.llama import finish_qwen, more_windows
 from isoflop.arch.hf.rope import RopeKeys
-from isoflop.arch.spec import Arch, RmsNorm, VisionTower
+from isoflop.arch.spec import Arch, Attention, Chunked, Dense, Full, RmsNorm, VisionTower
 from isoflop.errors import InputError, Problem
 
 #: CLIP ViT-L/14 at 336 pixels, which LLaVA takes where nothing is said.
@@ -79,8 +80,55 @@ def _with_feature_layer(tower: VisionTower, keys: Config) -> VisionTower:
     return replace(tower, feature_layer=index % (most + 1))
 
 
+def _tower_in(arch: Arch) -> VisionTower:
+    """The spec's tower.
+
+    Raises:
+        KeyError: it has none.
+    """
+    if arch.vision is None:
+        raise KeyError("vision")
+    return arch.vision
+
+
+def _write_tower(tower: VisionTower, keys: Mapping[str, Key], **more: int) -> Facts:
+    """What these keys say of a tower, by its first layer, and `more`."""
+    layer = tower.layers[0]
+    dense = layer.feed_forward
+    if not isinstance(layer.attention, Attention) or not isinstance(dense, Dense):
+        raise KeyError("n_heads")
+    said: Facts = {
+        "d_model": tower.d_model,
+        "n_layers": len(tower.layers),
+        "n_heads": layer.attention.n_heads,
+        "d_ff": dense.d_ff,
+        "activation": dense.activation,
+        "eps": layer.norm.eps,
+        "dropout_attention": layer.attention.dropout,
+        "image": tower.image,
+        "patch": tower.patch,
+        "channels": tower.channels,
+        "frames": tower.frames,
+        "merge": tower.projector.merge,
+        **more,
+    }
+    return {name: key.write(said) for name, key in keys.items()}
+
+
+def _more_llava(arch: Arch, facts: Facts) -> Facts:
+    tower = _tower_in(arch)
+    return {
+        "vision_config": {"model_type": "clip_vision_model"} | _write_tower(tower, _CLIP),
+        "text_config": facts["text_config"],
+        "vision_feature_layer": tower.n_run - len(tower.layers) - 1,
+        "image_seq_length": tower.tokens_of_image,
+        "multimodal_projector_bias": tower.projector.bias,
+        "tie_word_embeddings": arch.head.tied,
+    }
+
+
 def llava_family(languages: Mapping[str, Family]) -> Family:
-    """LLaVA over any of the families of language models. It is read, not written."""
+    """LLaVA over any of the families of language models."""
     return Family(
         "llava",
         "LlavaForConditionalGeneration",
@@ -90,7 +138,7 @@ def llava_family(languages: Mapping[str, Family]) -> Family:
             "tie_word_embeddings": flag("tied", False),
         },
         finish=lambda keys, numbers: _finish(languages, keys, numbers),
-        more=None,
+        more=_more_llava,
     )
 
 
@@ -126,27 +174,50 @@ def _finish_gemma3(keys: Config, numbers: Facts) -> None:
     numbers["text"] = GEMMA3_TEXT.read(keys.where, inner)
 
 
+def _more_gemma3(arch: Arch, facts: Facts) -> Facts:
+    tower = _tower_in(arch)
+    text = GEMMA3_TEXT.write(arch, facts)
+    if text is None or arch.d_model % text["num_attention_heads"]:
+        raise KeyError("text_config")
+    written = {"model_type": "siglip_vision_model", "vision_use_head": False}
+    return {
+        "vision_config": written | _write_tower(tower, _SIGLIP),
+        "text_config": text,
+        "mm_tokens_per_image": tower.tokens_of_image,
+        "tie_word_embeddings": arch.head.tied,
+    }
+
+
 GEMMA3 = Family(
     "gemma3",
     "Gemma3ForConditionalGeneration",
     _join_as_said,
     {"tie_word_embeddings": flag("tied", True)},
     finish=_finish_gemma3,
-    more=None,
+    more=_more_gemma3,
 )
 
 # --- Qwen2-VL and Qwen2.5-VL ------------------------------------------------------------
 
 #: Their towers read images of any size, so a config names none; FLOPs are counted for this one.
 _IMAGE = 448
+#: The class divides the width by the heads, whatever `head_dim` says.
+_QWEN_TEXT_KEYS = {
+    name: key
+    for name, key in llama_keys(
+        8192, 80, 64, 8, 29568, 152064, 32768, eps=("rms_norm_eps", 1e-5)
+    ).items()
+    if name != "head_dim"
+}
 _QWEN_TEXT = Family(
     "qwen2_vl_text",
     "Qwen2VLTextModel",
     qwen2,
-    llama_keys(8192, 80, 64, 8, 29568, 152064, 32768, eps=("rms_norm_eps", 1e-5)),
+    _QWEN_TEXT_KEYS,
     rope=RopeKeys(theta=1_000_000.0),
     finish=lambda keys, numbers: finish_qwen(keys, numbers, usual=80),
-    more=None,
+    more=more_windows,
+    square=True,
 )
 #: What both towers have.
 _QWEN_TOWER: dict[str, Key] = {
@@ -172,8 +243,12 @@ _TOWER_2_5: dict[str, Key] = _QWEN_TOWER | {
 }
 
 
+#: Layers of Qwen2.5-VL's tower that see all, where the config does not say.
+_FULL = (7, 15, 23, 31)
+
+
 def _read_tower(keys: Config, tower: Mapping[str, Key]) -> tuple[Config, Facts]:
-    """The tower's table, and what it says; the image is a whole number of merged patches."""
+    """The tower's table, and what it says; the image is a whole number of windows, or of tokens."""
     table = keys.inner("vision_config")
     for unused in (
         "model_type",
@@ -184,7 +259,9 @@ def _read_tower(keys: Config, tower: Mapping[str, Key]) -> tuple[Config, Facts]:
     ):
         table.has(unused)
     said = {key.says: key.read(table, named) for named, key in tower.items()}
-    side = said["patch"] * said["merge"]
+    if "window" in said:  # in tokens, of which a side has a whole number
+        said["window"] = max(said["window"] // said["merge"] // said["patch"], 1) * said["merge"]
+    side = said["patch"] * said.get("window", said["merge"])
     said["image"] = max(_IMAGE // side, 1) * side
     keys.defaulted.append(f"image={said['image']} pixels a side (any size is read)")
     return table, said
@@ -198,11 +275,22 @@ def _read_text(keys: Config, numbers: Facts, d_out: int) -> None:
     inner = keys.table("text_config") or keys
     for unused in ("model_type", "architectures"):
         inner.has(unused)
-    numbers["text"] = _QWEN_TEXT.read(keys.where, inner)
+    text = _QWEN_TEXT.read(keys.where, inner)
+    sections = _read_sections(inner)
     keys.close()
-    if (d_model := numbers["text"].d_model) != d_out:
-        rule = f"is the language model's width, {d_model}"
+    numbers["text"] = in_sections(text, sections)
+    if text.d_model != d_out:
+        rule = f"is the language model's width, {text.d_model}"
         raise InputError(keys.where, [Problem("vision_config: width out", d_out, rule)])
+
+
+def _read_sections(keys: Config) -> tuple[int, ...]:
+    """How many pairs go by time, by row and by column."""
+    table = keys.table("rope_scaling") or keys.table("rope_parameters")
+    if table is not None and table.has("mrope_section"):
+        return table.wholes("mrope_section")
+    keys.defaulted.append(f"mrope_section={list(SECTIONS)}")
+    return SECTIONS
 
 
 def _finish_qwen2_vl(keys: Config, numbers: Facts) -> None:
@@ -217,22 +305,65 @@ def _finish_qwen2_vl(keys: Config, numbers: Facts) -> None:
 def _finish_qwen2_5_vl(keys: Config, numbers: Facts) -> None:
     table, said = _read_tower(keys, _TOWER_2_5)
     d_out = said.pop("d_out")
-    full = table.wholes("fullatt_block_indexes") or (7, 15, 23, 31)
-    side = max(said.pop("window") // said["patch"], 1)
+    full = table.wholes("fullatt_block_indexes") if table.has("fullatt_block_indexes") else _FULL
+    chunk = said.pop("window") ** 2
     keys.close()
     numbers["vision"] = qwen_vision(keys.where, **said, gated=True, norm=RmsNorm(1e-6),
-                                    chunk=side**2, full=full)  # fmt: skip
+                                    chunk=chunk, full=full)  # fmt: skip
     _read_text(keys, numbers, d_out)
 
 
+def _more_qwen(arch: Arch, facts: Facts, model_type: str, tower: Facts) -> Facts:
+    """The config of a tower, and the language model's."""
+    text, sections = _QWEN_TEXT.write(arch, facts), facts["rope"].sections
+    if text is None or sections is None or arch.d_model % text["num_attention_heads"]:
+        raise KeyError("text_config")
+    scaling = text["rope_scaling"] or {"rope_type": "default"}
+    text["rope_scaling"] = scaling | {"mrope_section": list(sections)}
+    del text["architectures"]
+    return {
+        "vision_config": {"model_type": model_type} | tower,
+        "text_config": text | {"model_type": f"{model_type}_text"},
+        "tie_word_embeddings": arch.head.tied,
+    }
+
+
+def _more_qwen2_vl(arch: Arch, facts: Facts) -> Facts:
+    tower = _tower_in(arch)
+    written = _write_tower(tower, _TOWER_2, d_out=arch.d_model)
+    written["mlp_ratio"] = max(written["mlp_ratio"] // tower.d_model, 1)
+    return _more_qwen(arch, facts, "qwen2_vl", written)
+
+
+def _more_qwen2_5_vl(arch: Arch, facts: Facts) -> Facts:
+    tower = _tower_in(arch)
+    spans = [
+        layer.attention.span for layer in tower.layers if isinstance(layer.attention, Attention)
+    ]
+    chunks = {span.chunk for span in spans if isinstance(span, Chunked)} or {
+        tower.projector.merge**2
+    }
+    window = math.isqrt(max(chunks)) * tower.patch
+    written = _write_tower(tower, _TOWER_2_5, d_out=arch.d_model, window=window)
+    full = [i for i, span in enumerate(spans) if isinstance(span, Full)]
+    return _more_qwen(arch, facts, "qwen2_5_vl", written | {"fullatt_block_indexes": full})
+
+
 def _qwen_family(
-    model_type: str, model_class: str, finish: Callable[[Config, Facts], None]
+    model_type: str,
+    model_class: str,
+    finish: Callable[[Config, Facts], None],
+    more: Callable[[Arch, Facts], Facts],
 ) -> Family:
     tied = {"tie_word_embeddings": flag("tied", False)}
-    return Family(model_type, model_class, _join, tied, finish=finish, more=None)
+    return Family(model_type, model_class, _join, tied, finish=finish, more=more)
 
 
-QWEN2_VL = _qwen_family("qwen2_vl", "Qwen2VLForConditionalGeneration", _finish_qwen2_vl)
-QWEN2_5_VL = _qwen_family("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", _finish_qwen2_5_vl)
+QWEN2_VL = _qwen_family(
+    "qwen2_vl", "Qwen2VLForConditionalGeneration", _finish_qwen2_vl, _more_qwen2_vl
+)
+QWEN2_5_VL = _qwen_family(
+    "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", _finish_qwen2_5_vl, _more_qwen2_5_vl
+)
 
 FAMILIES = (GEMMA3, QWEN2_VL, QWEN2_5_VL)

@@ -70,7 +70,6 @@ HARMLESS = frozenset(
         "max_new_tokens",
         "min_length",
         "model_max_length",
-        "mrope_section",
         "n_ctx",
         "name_or_path",
         "no_repeat_ngram_size",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from isoflop.arch.hf.family import Facts, Family
@@ -34,7 +34,7 @@ def to_hf(arch: Arch) -> dict[str, Any]:
     Raises:
         InputError: no family can say it; lists the fields that the nearest one cannot.
     """
-    found = facts(arch)
+    found = facts(arch) | _text_config(arch)
     refused: list[InputError] = []
     unfit: list[InputError] = []  # of families in which the facts do not fit together
     for family in FAMILIES.values():
@@ -55,6 +55,16 @@ def to_hf(arch: Arch) -> dict[str, Any]:
     written = ", ".join(sorted(name for name, f in FAMILIES.items() if f.more is not None))
     rule = f"is a kind of layer that a family writes ({written})"
     raise InputError(arch.name, [Problem("layers", arch.layers[0].name, rule)])
+
+
+def _text_config(arch: Arch) -> Facts:
+    """The config of a language model behind a tower, where a family of its own can say it."""
+    if arch.vision is None:
+        return {}
+    try:
+        return {"text_config": to_hf(replace(arch, vision=None))}
+    except InputError:
+        return {}
 
 
 # --- the facts of a spec under the builders' names --------------------------------------
@@ -166,8 +176,10 @@ def _unsaid(config: dict[str, Any], arch: Arch, said: Arch, family: Family) -> I
     for path, ours, theirs in differences(arch, said):
         rule = f"is {_show(theirs)}: all that a {family.model_type} config can say here"
         yield Problem(path, _show(ours), rule)
+    if not family.square:
+        return
     n_heads = next(config[name] for name, key in family.keys.items() if key.says == "n_heads")
-    if family.square and arch.d_model % n_heads:  # its config's validate_architecture
+    if arch.d_model % n_heads:  # its config's validate_architecture
         rule = f"divides d_model={arch.d_model}: transformers' {family.model_type} asks for it"
         yield Problem("n_heads", n_heads, rule)
 

@@ -7,7 +7,14 @@ from typing import Literal, TypeAlias
 
 from isoflop.arch.rules import Rules
 from isoflop.arch.spec.norms import Norm, RmsNorm
-from isoflop.arch.spec.positions import DynamicScaling, LongRopeScaling, Position, Rope, RopeScaling
+from isoflop.arch.spec.positions import (
+    DynamicScaling,
+    LongRopeScaling,
+    Position,
+    Rope,
+    Rope2d,
+    RopeScaling,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,12 @@ class Attention:
                 rules.must("position.d_rotary", f"is at most d_head={self.d_head}",
                            rotary <= self.d_head)  # fmt: skip
                 check_scaling(rules, self.position.scaling, rotary)
+                if (sections := self.position.sections) is not None:
+                    rules.must("position.sections", f"add up to the {rotary // 2} rotated pairs",
+                               2 * sum(sections) == rotary, value=sections)  # fmt: skip
+            if isinstance(self.position, Rope2d):
+                rules.must("d_head", "is divisible by 4: pairs turn by row and by column",
+                           self.d_head % 4 == 0)  # fmt: skip
         if self.scale is not None:
             rules.real("scale", above=0)
         if self.logit_softcap is not None:

@@ -98,11 +98,13 @@ _PROJECTOR = Projector()
 class VisionTower:
     """A vision transformer and the projector into the language model's width.
 
-    Patches of `patch` x `patch` pixels and `channels` colours (of each of several frames,
-    where a patch spans them); `class_token` adds one trained token. `positions` are trained,
-    one per token; without them the layers say where a patch stands. The projector reads what
+    Patches of `patch` x `patch` pixels and `channels` colours, in each of `frames`; `class_token`
+    adds one trained token. `positions` are trained, one per token; without them the layers say
+    where a patch stands. A layer whose attention is `Chunked` sees square windows of that many
+    patches. The projector reads what
     the first `feature_layer` layers give; those behind and the final norm are then stored and
-    never run (LLaVA). None: all layers and the final norm.
+    never run (LLaVA). None: all layers and the final norm. `both_ways`: in the decoder, tokens
+    of an image see the later ones of theirs too (Gemma 3).
     """
 
     d_model: int
@@ -117,9 +119,12 @@ class VisionTower:
     final_norm: Norm | None = None
     projector: Projector = _PROJECTOR
     feature_layer: int | None = None
+    both_ways: bool = False
+    frames: int = 1
 
     def __post_init__(self) -> None:
         rules = Rules(self).size("d_model").size("image").size("patch").size("channels")
+        rules.size("frames")
         if not rules.broken:
             rules.divides("patch", "image")
         if not rules.broken:
@@ -133,6 +138,11 @@ class VisionTower:
                            self.feature_layer <= len(self.layers))  # fmt: skip
         check_layers(rules, self.layers)
         rules.close()
+
+    @property
+    def tokens_of_image(self) -> int:
+        """How many tokens of an image the decoder reads."""
+        return (self.image // self.patch // self.projector.merge) ** 2
 
     @property
     def n_run(self) -> int:

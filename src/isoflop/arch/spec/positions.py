@@ -121,12 +121,15 @@ class Rope:
     """Rotary positions (Su 2021). `d_rotary` None rotates the whole head.
 
     `interleaved` pairs neighbours (GPT-J); otherwise halves are paired (GPT-NeoX, Llama).
+    `sections` are how many of the pairs go by a token's time, row and column, in that order, where
+    it is an image's; a text's has one place in all three (Qwen2-VL, 2409.12191, section 2.1).
     """
 
     theta: float = 10_000.0
     d_rotary: int | None = None
     interleaved: bool = False
     scaling: RopeScaling | None = None
+    sections: tuple[int, ...] | None = None
     kind: Literal["rope"] = "rope"
 
     def __post_init__(self) -> None:
@@ -138,7 +141,26 @@ class Rope:
             rules.size("d_rotary")
             if not rules.broken:
                 rules.must("d_rotary", "is even: it is rotated in pairs", self.d_rotary % 2 == 0)
+        if self.sections is not None:
+            rules.must("sections", "is three numbers of pairs: by time, row and column",
+                       len(self.sections) == 3 and min(self.sections) >= 0)  # fmt: skip
+            rules.must("scaling", "does not go by the length where there are sections",
+                       not isinstance(self.scaling, DynamicScaling | LongRopeScaling))  # fmt: skip
         rules.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Rope2d:
+    """Rotary positions of an image's patches: half of the pairs turn by row, half by column.
+
+    Both halves have the same frequencies (Qwen2-VL: Wang 2024, 2409.12191, section 2.1).
+    """
+
+    theta: float = 10_000.0
+    kind: Literal["rope_2d"] = "rope_2d"
+
+    def __post_init__(self) -> None:
+        Rules(self).real("theta", least=1).close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,4 +205,4 @@ class RelativeProjection:
     kind: Literal["relative_projection"] = "relative_projection"
 
 
-Position: TypeAlias = Rope | Alibi | RelativeBias | RelativeProjection | None
+Position: TypeAlias = Rope | Rope2d | Alibi | RelativeBias | RelativeProjection | None

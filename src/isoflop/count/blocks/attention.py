@@ -14,6 +14,7 @@ from isoflop.arch.spec import (
     RelativeBias,
     RelativeProjection,
     Rope,
+    Rope2d,
     Window,
 )
 from isoflop.count.blocks.norms import norm_part
@@ -43,7 +44,7 @@ def _grouped_attention(ground: Ground, spec: Attention) -> Part:
         linear(ground, "v", model, ("kv_heads", K * H), bias=bias, keep_input=False),
         *_qk_norms(ground, spec.qk_norm, N, K, H),
     ]
-    if isinstance(spec.position, Rope):
+    if isinstance(spec.position, Rope | Rope2d):
         parts.append(Part("rotary", (), Pointwise("rotary", queries + keys, queries + keys)))
     parts += _told_positions(ground, spec, N, H)
     parts.append(_core_part(ground, spec, N, K, H, keys_seen(ground, spec), keys))
@@ -173,6 +174,13 @@ def keys_seen(ground: Ground, spec: Attention) -> Expr:
     With `causal_skip`, those that the mask leaves: of a window or a chunk exactly, of sparse
     blocks an upper bound, as the ramp at the start of a sequence is counted as full.
     """
+    seen = _keys_in_span(ground, spec)
+    if ground.ahead is None or not ground.causal_skip:
+        return seen
+    return seen + ground.ahead / ground.T
+
+
+def _keys_in_span(ground: Ground, spec: Attention) -> Expr:
     seen = _keys_before(ground)
     match spec.span:
         case Window(window=w):

@@ -97,7 +97,8 @@ class Scope:
 class Ground:
     """What a block's description stands on: the tokens it works on, the width, the names.
 
-    `B` sequences of `T` tokens see `S` keys each.
+    `B` sequences of `T` tokens see `S` keys each. `ahead` are a sequence's pairs of a token and a
+    later one that it sees all the same: those within images.
     """
 
     scope: Scope
@@ -106,6 +107,7 @@ class Ground:
     S: Expr
     D: Expr
     causal_skip: bool = False
+    ahead: Expr | None = None
 
     @classmethod
     def of(cls, scope: Scope, work: Workload, D: Expr) -> Self:

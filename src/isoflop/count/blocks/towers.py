@@ -9,7 +9,7 @@ from isoflop.arch.spec import Arch, Attention, Encoder, Layer, RelativeBias, Vis
 from isoflop.count.blocks.attention import bias_table
 from isoflop.count.blocks.layer import Source, layer_part
 from isoflop.count.blocks.norms import norm_part
-from isoflop.count.blocks.part import Ground, Part, Saved, Weight, dropped, linear
+from isoflop.count.blocks.part import Ground, Part, Saved, Scope, Weight, dropped, linear
 from isoflop.count.operators import Gather, Pointwise
 from isoflop.errors import Problem
 from isoflop.quantity import Expr, number
@@ -78,11 +78,26 @@ def encoder_part(ground: Ground, encoder: Encoder, source: Source, dropout: floa
     return Part("encoder", parts=tuple(parts))
 
 
+def pairs_ahead(scope: Scope, tower: VisionTower, images: Expr) -> Expr | None:
+    """A sequence's pairs of an image's token and a later one, where they see each other."""
+    if not tower.both_ways:
+        return None
+    n = scope.within("vision")(*_tokens_of_image(tower))
+    return images * n * (n - 1) / 2
+
+
+def _tokens_of_image(tower: VisionTower) -> tuple[str, int, str]:
+    """How many of an image's tokens the decoder reads, and what that is called."""
+    name = "n_patches" if tower.projector.merge == 1 else "n_merged"
+    return name, tower.tokens_of_image, "tokens of an image that the decoder reads"
+
+
 def vision_part(ground: Ground, tower: VisionTower, images: Expr) -> Part:
     """Patches to tokens, a transformer over them, and the projector into the decoder's width."""
     scope = ground.scope.within("vision")
     width = scope("d_model_vision", tower.d_model, "width of the vision tower")
-    pixels = scope("d_patch", tower.patch**2 * tower.channels, "numbers in a patch")
+    numbers = tower.patch**2 * tower.channels * tower.frames
+    pixels = scope("d_patch", numbers, "numbers in a patch")
     patches = scope("n_patches", (tower.image // tower.patch) ** 2, "patches of an image")
     length = patches + 1 if tower.class_token else patches
     inside = Ground(scope, ground.B * images, length, length, width)
@@ -139,9 +154,7 @@ def _token_parts(ground: Ground, tower: VisionTower, length: Expr) -> Iterator[P
 def _projector(ground: Ground, tower: VisionTower, out: Expr) -> Part:
     """The maps, with an activation between two; only patches go through, merged ones together."""
     how = tower.projector
-    side = tower.image // tower.patch // how.merge
-    name = "n_patches" if how.merge == 1 else "n_merged"
-    rows = ground.B * ground.scope(name, side**2, "tokens of an image that the decoder reads")
+    rows = ground.B * ground.scope(*_tokens_of_image(tower))
     width = ground.D
     if how.merge > 1 and not how.averaged:
         merged = how.merge**2 * tower.d_model

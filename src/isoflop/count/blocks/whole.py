@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from isoflop.arch.spec import Arch
 from isoflop.count.blocks.ends import embedding_part, head_part, loss_part
 from isoflop.count.blocks.layer import Source
 from isoflop.count.blocks.norms import norm_part
 from isoflop.count.blocks.part import Ground, Part, Scope, dropped
-from isoflop.count.blocks.towers import encoder_part, stack_parts, vision_part
+from isoflop.count.blocks.towers import encoder_part, pairs_ahead, stack_parts, vision_part
 from isoflop.count.workload import Workload
 
 
@@ -27,7 +29,7 @@ def describe(arch: Arch, workload: Workload, scope: Scope | None = None) -> Part
     source = Source(workload.source, cached=not workload.whole) if arch.encoder else None
     # The decoder is described first, so that the plain names of sizes are its own.
     parts = [embedding_part(ground, arch, rows)]
-    stack = list(stack_parts(ground, arch.layers, source))
+    stack = list(stack_parts(_with_images(ground, arch, workload), arch.layers, source))
     if arch.vision is not None:
         parts.append(vision_part(ground, arch.vision, workload.images_read))
     if arch.encoder is not None and source is not None:
@@ -40,6 +42,13 @@ def describe(arch: Arch, workload: Workload, scope: Scope | None = None) -> Part
         parts.append(Part("output", kept_by_some=masks))
     parts += [head_part(ground, arch, rows), loss_part(ground, vocabulary)]
     return Part(arch.name, parts=tuple(parts))
+
+
+def _with_images(ground: Ground, arch: Arch, workload: Workload) -> Ground:
+    """Where tokens of an image see each other, they do so in every layer of the decoder."""
+    if arch.vision is None:
+        return ground
+    return replace(ground, ahead=pairs_ahead(ground.scope, arch.vision, workload.images_read))
 
 
 def names_of(arch: Arch, workload: Workload) -> Scope:

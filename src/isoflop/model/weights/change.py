@@ -109,6 +109,19 @@ class Transposed:
 
 
 @dataclass(frozen=True, slots=True)
+class Kernel:
+    """A map [out, in] stored as a convolution's kernel [out, *sizes]: patches of an image."""
+
+    sizes: tuple[int, ...]
+
+    def join(self, ours: Tensors, axis: int) -> Tensors:
+        return (torch.unflatten(ours[0], -1, self.sizes),)
+
+    def split(self, theirs: Tensors, sizes: Sequence[int], axis: int) -> Tensors:
+        return (theirs[0].flatten(1),)
+
+
+@dataclass(frozen=True, slots=True)
 class Listed:
     """One tensor [E, ...] as E tensors: an expert's, or a head's norm, under its own name."""
 

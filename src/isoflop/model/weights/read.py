@@ -182,7 +182,7 @@ def weights_of(folder: Folder, arch: Arch, shapes: Mapping[str, torch.Size]) -> 
     Raises:
         InputError: as `read_weights`.
     """
-    table = table_of(str(folder.config.get("model_type")), arch)
+    table = table_of(folder.config, arch)
     # As many names as there can be, and more: what is missing is to be listed, not merely counted.
     paired = pairs(table, arch, shapes, most=2 * len(folder.entries) + 1_000)
     files, left = _names_in(folder, table, arch, {name for pair in paired for name in pair.theirs})
@@ -203,21 +203,22 @@ def _names_in(
     """The family's names and what the files call them; and names that nothing is known by."""
     found: dict[str, str] = {}
     left = []
+    copies = _copies(table, arch)
     known = re.compile("|".join(table.ignored) or r"(?!)")
     for name in folder.entries:
-        spelt = [name, f"{table.prefix}{name}"]
+        spelt = table.spelt(name)
         full = next((x for x in spelt if x in wanted), None)
         if full is not None:
             if found.setdefault(full, name) != name:
                 left.append(name)
-        elif name not in _copies(table, arch) and not any(map(known.fullmatch, spelt)):
+        elif copies.isdisjoint(spelt) and not any(map(known.fullmatch, spelt)):
             left.append(name)
     return found, left
 
 
-def _copies(table: Table, arch: Arch) -> tuple[str, ...]:
+def _copies(table: Table, arch: Arch) -> set[str]:
     """What else files may hold the token vectors under."""
-    return (*table.copies, f"{table.whole['head']}.weight") if arch.head.tied else table.copies
+    return {*table.copies, f"{table.whole['head']}.weight"} if arch.head.tied else {*table.copies}
 
 
 def _problems(
@@ -256,7 +257,8 @@ def _unfit(pair: Pair, files: Mapping[str, str], entries: Mapping[str, Entry]) -
 def _check_copies(weights: Weights, table: Table, arch: Arch) -> None:
     """A tied head that is written out is the token vectors, or the config says too much."""
     tokens = f"{table.whole['embedding.tokens']}.weight"
-    there = [name for name in _copies(table, arch) if name in weights.folder.entries]
+    copies = _copies(table, arch)
+    there = [x for x in weights.folder.entries if not copies.isdisjoint(table.spelt(x))]
     if not there:
         return
     vectors = weights["embedding.tokens.weight"]

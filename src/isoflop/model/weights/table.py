@@ -7,6 +7,7 @@ table serves all shapes of a family.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class Table:
         stacks: those of layers.
         copies: names under which files may hold the token vectors again.
         prefix: what files of the bare model, without its head, leave away.
+        older: patterns of names that other versions write, and what stands here for them; each
+            is tried on what the one before left.
         ignored: patterns of names that hold nothing of ours: masks, frequencies, unused parts.
     """
 
@@ -75,7 +78,19 @@ class Table:
     stacks: tuple[Stack, ...]
     copies: tuple[str, ...] = ()
     prefix: str = ""
+    older: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+
+    def spelt(self, name: str) -> tuple[str, ...]:
+        """What a file's name may be here: as it is, with the prefix, or put into today's words.
+
+        >>> Table({}, (), prefix="model.", older=((r"^old", "new"),)).spelt("old.norm")
+        ('old.norm', 'model.old.norm', 'new.norm')
+        """
+        today = name
+        for pattern, replacement in self.older:
+            today = re.sub(pattern, replacement, today)
+        return name, f"{self.prefix}{name}", today
 
     def entries(self, arch: Arch) -> Iterator[tuple[tuple[str, ...], Stored]]:
         """Every entry in full names, those of layers once for each."""

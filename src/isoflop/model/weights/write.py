@@ -55,14 +55,22 @@ def save_model(
         WriteFailed: the disk is full; nothing is left of what was written.
     """
     config = to_hf(model.arch)
-    table = table_of(config["model_type"], model.arch)
+    table = table_of(config, model.arch)
     paired = pairs(table, model.arch, shapes_of(model))
     trained = [] if dtype is None else [name for name, _ in model.named_parameters()]
     tensors = model.state_dict()
     kept = tensors["embedding.tokens.weight"].dtype if dtype is None else dtype
-    said = {**config, **NO_TOKENS, "torch_dtype": str(kept).removeprefix("torch.")}
+    said = without_tokens(config) | {"torch_dtype": str(kept).removeprefix("torch.")}
     dtypes = {name: x.dtype for name, x in tensors.items()} | dict.fromkeys(trained, kept)
     write_folder(Path(folder), said, paired, tensors, dtypes, max_shard_bytes, beside)
+
+
+def without_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that names no special tokens, nor does that of its language model."""
+    said = {**config, **NO_TOKENS}
+    if "text_config" in config:
+        said["text_config"] = config["text_config"] | NO_TOKENS
+    return said
 
 
 def tensors_of_files(
@@ -73,7 +81,7 @@ def tensors_of_files(
     Raises:
         InputError: no family can say the model's spec.
     """
-    table = table_of(to_hf(model.arch)["model_type"], model.arch)
+    table = table_of(to_hf(model.arch), model.arch)
     paired = pairs(table, model.arch, shapes_of(model))
     dtypes = {name: x.dtype for name, x in model.state_dict().items()}
     unborn = {

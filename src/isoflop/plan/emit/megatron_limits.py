@@ -168,6 +168,7 @@ def _rope(rope: Rope, d_head: int) -> Iterator[Rule]:
     turned = rope.d_rotary or d_head
     yield ("attention.position.d_rotary", rope.d_rotary, "is what its share of the head, cut to a "
            "whole number, gives", int(d_head * (turned / d_head)) == turned)  # fmt: skip
+    yield "attention.position.sections", rope.sections, f"is None: {NO_WORD}", rope.sections is None
     match rope.scaling:
         case Llama3Scaling() as llama:
             same = replace(llama, factor=LLAMA_3.factor) == LLAMA_3
