@@ -165,6 +165,16 @@ def test_a_shallow_pass_is_that_of_the_whole_model(arch):
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("span", [Window(1), Window(5), Chunked(8), BlockSparse(4, 2)], ids=str)
+def test_a_span_shorter_than_the_sample_is_counted_where_it_hides_nothing(span):
+    arch = llama("s", d_model=64, n_layers=1, n_heads=2, d_ff=24, vocab_size=32, max_seq_len=64)
+    layer = arch.layers[0]
+    arch = replace(arch, layers=(replace(layer, attention=replace(layer.attention, span=span)),))
+    assert [
+        row.path for row in agree(arch) if row.path.startswith("flops") and not row.agrees
+    ] == []
+
+
 def test_layers_of_one_kind_are_built_alike():
     for name in ("gemma-2-2b", "deepseek-v2-lite", "gpt-oss-20b", "t5-small"):
         arch = zoo.entry(name).arch

@@ -15,7 +15,9 @@ from isoflop.arch import Arch
 from isoflop.check.paths import AtWork, Shallow
 from isoflop.check.row import Row, leaf_values, rows
 from isoflop.count import Workload, flops_backward, flops_forward
+from isoflop.infer.cache import slots_of
 from isoflop.model import EncoderDecoder, Images, VisionDecoder, build
+from isoflop.model.attention import span_of
 from isoflop.model.loss import mean_loss
 
 #: Shapes are what is compared, not speed: a few tokens show every product. An encoder reads
@@ -25,12 +27,17 @@ BATCH, SEQ_LEN, SOURCE_LEN = 2, 32, 48
 
 def flops_rows(arch: Arch, shallow: Shallow) -> Iterator[Row]:
     """Forward and backward FLOPs by path, of a model without weights."""
-    work = sample_of(arch, SEQ_LEN, SOURCE_LEN)
+    work = sample_of(arch, _all_seen(arch), SOURCE_LEN)
     module = build(shallow.arch, device="meta")
     forward, backward = count_flops(module.eval(), inputs_for(module, work))
     yield from rows("flops", leaf_values(flops_forward(arch, work)), shallow.by_path(forward))
     derived = leaf_values(flops_backward(arch, work))
     yield from rows("flops_backward", derived, shallow.by_path(backward))
+
+
+def _all_seen(arch: Arch) -> int:
+    """Tokens of which no layer's window hides one: so few are multiplied whole, and then hidden."""
+    return min(slots_of(span_of(attention), SEQ_LEN) for attention in arch.attentions())
 
 
 def sample_of(arch: Arch, seq_len: int, source_len: int) -> Workload:
