@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, cycle
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.arch.spec import LayerNorm, RmsNorm, Rope
@@ -137,10 +138,12 @@ def _heads(x: Tensor, d_head: int) -> Tensor:
     return split
 
 
-def _attention(heads: int, tokens: int, d_head: int, group: int) -> Bench:
+def _attention(
+    told: Callable[[], Mapping[str, Any]], heads: int, tokens: int, d_head: int, group: int
+) -> Bench:
     """`heads` counts the query heads of all sequences, four to a sequence here.
 
-    `group` of them share a key-value head, which PyTorch's CPU kernel makes copies of.
+    `group` of them share a key-value head. `told` makes what else `attention` is given.
     """
     batch = heads // 4
     shape, shape_kv = (batch, tokens, 4 * d_head), (batch, tokens, 4 // group * d_head)
@@ -150,7 +153,8 @@ def _attention(heads: int, tokens: int, d_head: int, group: int) -> Bench:
 
         def operation(q: Tensor) -> Tensor:
             parts = (_heads(x, d_head) for x in (q, next(keys), next(values)))
-            return attention(*parts, causal=True).flatten(-2)
+            out: Tensor = attention(*parts, causal=True, **told())
+            return out.flatten(-2)
 
         return torch.randn(shape), operation
 
@@ -288,13 +292,29 @@ def _elementwise(name: str, operation: Operation) -> Kernel:
     )
 
 
+def _attention_kernel(
+    name: str, told: Callable[[], Mapping[str, Any]], tokens: tuple[int, ...]
+) -> Kernel:
+    """A kind of attention; `isoflop.plan.attention_kernel` says who runs it.
+
+    Without fused kernels every pair's score stands in memory a few times.
+    """
+    axes, grid = ("heads", "tokens", "d_head", "group"), ((4, 32), tokens, (16, 64), (1, 4))
+    scores = 4 * (name != "attention")
+    return Kernel(name, axes, grid, partial(_attention, told),
+                  lambda n, t, h, _: 6 * n * t * h + scores * n * t * t)  # fmt: skip
+
+
 #: Every kernel that is timed. `isoflop.plan.cost` says which operator reads which curve.
 KERNELS: tuple[Kernel, ...] = (
     Kernel("linear", ("rows", "inner", "cols"), ((64, 256, 1024), _WIDTHS, _WIDTHS),
            _linear, lambda m, k, n: m * (n + k) + 2 * k * n),
     Kernel("bias", ("rows", "cols"), ((64, 512, 4096), (64, 512)), _bias, lambda m, n: m * n),
-    Kernel("attention", ("heads", "tokens", "d_head", "group"),
-           ((4, 32), (32, 128, 512), (16, 64), (1, 4)), _attention, lambda n, t, h, _: 6 * n * t * h),
+    _attention_kernel("attention", dict, (32, 128, 512)),
+    _attention_kernel("attention_scores", lambda: {"alibi": torch.full((4,), 0.5)}, (32, 128, 512)),
+    _attention_kernel("attention_capped", lambda: {"softcap": 50.0}, (32, 128, 256, 512)),
+    _attention_kernel("attention_sinks", lambda: {"sinks": torch.zeros(4, requires_grad=True)},
+                      (32, 128, 256, 512)),
     Kernel("layer_norm", ("rows", "width"), ((32, 512, 4096), (32, 128, 512)),
            partial(_norm, LayerNorm()), lambda m, n: 2 * m * n),
     Kernel("rms_norm", ("rows", "width"), ((32, 512, 4096), (32, 128, 512)),
@@ -304,6 +324,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("multiply", ("elements",), (_ELEMENTS,), _multiply, lambda n: 4 * n),
     *(_elementwise(name, operation) for name, operation in ACTIVATIONS.items()),
     _elementwise("silu_clamped", lambda x: clamped_unit(x, x)),  # its product too
+    _elementwise("dropout", partial(F.dropout, p=0.1)),
     Kernel("gather", ("rows", "width", "table"), ((64, 1024, 8192), (64, 512), (256, 8192)),
            _gather, lambda m, n, v: m * n + 2 * v * n),
     Kernel("loss", ("rows", "classes"), ((64, 512, 2048), (256, 2048)), _loss, lambda m, n: 3 * m * n),

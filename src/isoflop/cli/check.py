@@ -304,8 +304,10 @@ def render_run(ran: RunCheck) -> str:
 def _untimed(ran: RunCheck) -> list[str]:
     if not ran.untimed:
         return []
-    fields = ", ".join(ran.untimed)
-    return [f"predicted as fused attention, which a CPU has none of with {fields}: too little"]
+    kernels = ", ".join(ran.untimed)
+    return [
+        f"the profile is of an earlier version and lacks {kernels}: too little is predicted; calibrate again"
+    ]
 
 
 def _part(difference: float, whole: float) -> str:
