@@ -138,12 +138,11 @@ def _heads(x: Tensor, d_head: int) -> Tensor:
     return split
 
 
-def _attention(
-    told: Callable[[], Mapping[str, Any]], heads: int, tokens: int, d_head: int, group: int
-) -> Bench:
+def _attention(heads: int, tokens: int, d_head: int, group: int, **told: Any) -> Bench:
     """`heads` counts the query heads of all sequences, four to a sequence here.
 
-    `group` of them share a key-value head. `told` makes what else `attention` is given.
+    `group` of them share a key-value head, which PyTorch's CPU kernel makes copies of. What
+    `attention` is told decides what runs (isoflop.plan.attention_kernel).
     """
     batch = heads // 4
     shape, shape_kv = (batch, tokens, 4 * d_head), (batch, tokens, 4 // group * d_head)
@@ -153,12 +152,17 @@ def _attention(
 
         def operation(q: Tensor) -> Tensor:
             parts = (_heads(x, d_head) for x in (q, next(keys), next(values)))
-            out: Tensor = attention(*parts, causal=True, **told())
+            out: Tensor = attention(*parts, causal=True, **told)
             return out.flatten(-2)
 
         return torch.randn(shape), operation
 
     return Differentiable(make, chained=True)
+
+
+def _elements_of_scores(heads: int, tokens: int, d_head: int, _group: int) -> int:
+    """Where no kernel is fused, every pair's score stands in memory some four times."""
+    return heads * tokens * (6 * d_head + 4 * tokens)
 
 
 def _norm(norm: LayerNorm | RmsNorm, rows: int, width: int) -> Bench:
@@ -282,6 +286,7 @@ def _fresh(size: int) -> Bench:
     return Plain(run)
 
 
+_HEADS = ("heads", "tokens", "d_head", "group")
 _WIDTHS = (32, 64, 128, 512, 2048)
 _ELEMENTS = (2**10, 2**13, 2**16, 2**19, 2**21)
 
@@ -292,29 +297,17 @@ def _elementwise(name: str, operation: Operation) -> Kernel:
     )
 
 
-def _attention_kernel(
-    name: str, told: Callable[[], Mapping[str, Any]], tokens: tuple[int, ...]
-) -> Kernel:
-    """A kind of attention; `isoflop.plan.attention_kernel` says who runs it.
-
-    Without fused kernels every pair's score stands in memory a few times.
-    """
-    axes, grid = ("heads", "tokens", "d_head", "group"), ((4, 32), tokens, (16, 64), (1, 4))
-    scores = 4 * (name != "attention")
-    return Kernel(name, axes, grid, partial(_attention, told),
-                  lambda n, t, h, _: 6 * n * t * h + scores * n * t * t)  # fmt: skip
-
-
 #: Every kernel that is timed. `isoflop.plan.cost` says which operator reads which curve.
 KERNELS: tuple[Kernel, ...] = (
     Kernel("linear", ("rows", "inner", "cols"), ((64, 256, 1024), _WIDTHS, _WIDTHS),
            _linear, lambda m, k, n: m * (n + k) + 2 * k * n),
     Kernel("bias", ("rows", "cols"), ((64, 512, 4096), (64, 512)), _bias, lambda m, n: m * n),
-    _attention_kernel("attention", dict, (32, 128, 512)),
-    _attention_kernel("attention_scores", lambda: {"alibi": torch.full((4,), 0.5)}, (32, 128, 512)),
-    _attention_kernel("attention_capped", lambda: {"softcap": 50.0}, (32, 128, 256, 512)),
-    _attention_kernel("attention_sinks", lambda: {"sinks": torch.zeros(4, requires_grad=True)},
-                      (32, 128, 256, 512)),
+    Kernel("attention", _HEADS, ((4, 32), (32, 128, 512), (16, 64), (1, 4)), _attention,
+           lambda n, t, h, _: 6 * n * t * h),
+    Kernel("attention_scores", _HEADS, ((4, 12), (32, 128, 512), (16, 64), (1,)),
+           partial(_attention, alibi=torch.full((4,), 0.5)), _elements_of_scores),
+    Kernel("attention_own", _HEADS, ((4, 12), (32, 128, 256, 512), (16, 64), (1, 4)),
+           partial(_attention, softcap=50.0), _elements_of_scores),
     Kernel("layer_norm", ("rows", "width"), ((32, 512, 4096), (32, 128, 512)),
            partial(_norm, LayerNorm()), lambda m, n: 2 * m * n),
     Kernel("rms_norm", ("rows", "width"), ((32, 512, 4096), (32, 128, 512)),

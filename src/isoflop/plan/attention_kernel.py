@@ -2,7 +2,10 @@
 
 PyTorch's fused kernel takes a triangle, a window, every key; with biases or values of another
 width than keys every score stands in memory. A soft cap and sinks it has not: they run in ours,
-all scores at once for short texts, tile by tile beyond.
+all scores at once for short texts, tile by tile beyond. Milliseconds of forward and backward of 8
+heads of 64, 512 tokens, one thread of a busy machine: fused 51, with a mask of a window 56, ALiBi
+70, values of another width 73, trained biases 67, dropout 97 (its random numbers are a curve of
+their own), a cap 95, sinks 71; up to 256 tokens cap and sinks differ by 8 %, so one curve is theirs.
 """
 
 from __future__ import annotations
@@ -15,18 +18,15 @@ FEWEST_SCORES, FEW_SCORES = 256 * 256, 512 * 512
 #: Kernels that profiles of before did not time, and what was read in their place.
 STANDS_IN = {
     "attention_scores": "attention",
-    "attention_capped": "attention",
-    "attention_sinks": "attention",
+    "attention_own": "attention",
     "dropout": None,
 }
 
 
 def attention_kernel(core: Core) -> str:
     """The calibrated kernel that is what runs, by its name."""
-    if "softcap" in core.beside:
-        return "attention_capped"
-    if "sinks" in core.beside:
-        return "attention_sinks"
+    if "softcap" in core.beside or "sinks" in core.beside:
+        return "attention_own"
     fused = core.d_key.value == core.d_value.value and not core.beside
     return "attention" if fused else "attention_scores"
 
