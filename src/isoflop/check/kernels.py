@@ -320,7 +320,7 @@ KERNELS: tuple[Kernel, ...] = (
     _elementwise("dropout", partial(F.dropout, p=0.1)),
     Kernel("gather", ("rows", "width", "table"), ((64, 1024, 8192), (64, 512), (256, 8192)),
            _gather, lambda m, n, v: m * n + 2 * v * n),
-    Kernel("loss", ("rows", "classes"), ((64, 512, 2048), (256, 2048)), _loss, lambda m, n: 3 * m * n),
+    Kernel("loss", ("rows", "classes"), ((64, 512), (256, 2048, 16384)), _loss, lambda m, n: 3 * m * n),
     Kernel("batch", ("batch", "seq_len"), ((2, 32), (64, 512)), _batch, lambda *_: 0),
     Kernel("optimizer", ("tensors", "elements"), ((2, 16), (64, 4096, 65536, 524288)),
            _optimizer, lambda *_: 0),

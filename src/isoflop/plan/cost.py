@@ -92,7 +92,7 @@ def uses(part: Part, d_head: Expr | None = None) -> tuple[Use, ...]:
         case Gather(rows, width, table):
             return (Use("gather", (rows, width, table)),)
         case Loss(rows, classes):
-            return (Use("loss", (rows, classes)),)
+            return (Use("loss", (minimum(rows, ROWS_LOSS), classes), maximum(rows / ROWS_LOSS, 1)),)
         case None:
             return ()
 
@@ -128,8 +128,8 @@ def blocks_written(part: Part, phase: Phase) -> tuple[Expr, ...]:
             return (written * cols,) if forward else (rows * inner, inner * cols)
         case Pointwise(_, _, writes):
             return (writes,)
-        case Gather(rows, width, _):
-            return (rows * width,) if forward else (part.operator.elements_weight,)
+        case Gather(rows, width, table):
+            return (rows * width,) if forward else (table * width,)
         case _:
             return ()
 
