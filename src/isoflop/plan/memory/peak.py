@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from isoflop.arch.spec import Arch
-from isoflop.count.blocks import Part, Saved, describe
+from isoflop.count.blocks import CAPPED, Part, Saved, describe
 from isoflop.count.operators import Core, Loss, Matmul, Pointwise
 from isoflop.count.workload import Precision, Workload
 from isoflop.hardware.profile import Profile
@@ -59,12 +59,14 @@ def moments(arch: Arch, workload: Workload) -> dict[str, tuple[Block, ...]]:
     logits = minimum(loss.rows, ROWS_LOSS) * loss.classes * width
     head = _head(root.parts) * width
     kept = tuple(b for part in root.parts if part.name != "loss" for b in _saved(part, width))
+    # A cap's tanh and slope stand beside them, made again for each few rows.
+    copies = number(1 if arch.head.softcap is None else 4)
     table = root.parts[0].parts[0].weights[0].size * width
     widest = _widest(root) * width
     return {
         # The head's gradient is summed: what some rows give stands beside it.
         "the loss": (
-            *state, *kept, Block("logits of some rows", logits, number(1)),
+            *state, *kept, Block("logits of some rows", logits, copies),
             Block("gradients of the head", head, number(2)),
         ),
         "backward of the last layer": (
@@ -167,7 +169,7 @@ def _kept(part: Part) -> Iterator[Saved]:
     yield from (
         s
         for s in part.saved
-        if not (n_kept and s.name == "log-sum-exp") and s.kind != "beside fp32"
+        if not (n_kept and s.name == "log-sum-exp") and s.kind != "beside fp32" and s.name != CAPPED
     )
     yield from (s for s in part.kept_by_some if s.kind == "mask")
     if isinstance(core, Core):
@@ -183,6 +185,8 @@ def _widest(part: Part) -> Expr:
             below.append(rows * cols)
         case Pointwise(_, _, writes):
             below.append(writes)
+        case Core(batch, heads, _, queries, _, keys) as core if scores_kept(core):
+            below.append(batch * heads * queries * keys)
         case _:
             pass
     return maximum(*below) if below else number(0)
