@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from isoflop.check.paths import tree_path
 from isoflop.model import Decoder, EncoderDecoder
+from isoflop.model.experts import ExpertsModule
 from isoflop.model.layer import LayerModule
 
 #: Opens the name of a module's range, so that no operation is taken for one.
@@ -40,9 +41,12 @@ PHASES_OF_HEAD = ("forward/head", "backward/head", "backward/head")
 LOOSE = (
     (r"(.*/)?attention", r"roll|addcmul|turn|cat|polar|complex", "rotary"),
     (r"(.*/)?(attention|cross)", r"", "core"),
-    (r"(.*/)?feed_forward", r"", "activation"),
+    (r"(.*/)?(feed_forward|experts|shared)", r"", "activation"),
     (r"", r"", "loss"),
 )
+
+#: What a block does itself, where its kind says it.
+OWN_WORK: dict[type[nn.Module], str] = {LayerModule: "/residual", ExpertsModule: "/sum"}
 
 Rows = dict[str, float]
 
@@ -153,5 +157,5 @@ def _paths(model: Decoder | EncoderDecoder) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.Identity)):
             continue
-        path = tree_path(name, model.arch)
-        yield f"{path}/residual" if isinstance(module, LayerModule) else path, module
+        own = next((last for kind, last in OWN_WORK.items() if isinstance(module, kind)), "")
+        yield tree_path(name, model.arch) + own, module
