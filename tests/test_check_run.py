@@ -192,8 +192,12 @@ def test_towers_are_priced_and_what_never_runs_is_not_trained(name: str) -> None
     place = "vision" if arch.vision else "encoder"
     assert tree.find(f"forward/{place}/layer/attention/core").value > 0
     assert float(peak_memory(arch, work, synthetic()).value) > 4 * 3 * trained
-    states = moments(arch, work)["end of backward"]
-    assert sum(b.total.value for b in states if b.name == "weights") == 4 * params(arch).value
+    held = {"weights": 0, "moments": 0, "gradients": 0}
+    for block in moments(arch, work)["end of backward"]:
+        held[block.name] = held.get(block.name, 0) + block.total.value
+    assert held["weights"] == 4 * params(arch).value
+    assert held["moments"] == 8 * (params(arch).value - unread)
+    assert held["gradients"] == 4 * (params(arch).value - unread)
 
 
 def test_a_t5_pays_for_its_encoder_its_crossing_and_its_dropout() -> None:

@@ -12,8 +12,8 @@ from typing import Literal, TypeAlias
 from isoflop.quantity import Expr, number
 
 #: What may be done to scores: a soft cap, a trained logit per head that joins the softmax,
-#: ALiBi's slopes, trained biases, dropout of probabilities.
-BesideScores: TypeAlias = Literal["softcap", "sinks", "alibi", "bias", "dropout"]
+#: ALiBi's slopes, trained biases, scores of distances (Transformer-XL), dropout of probabilities.
+BesideScores: TypeAlias = Literal["softcap", "sinks", "alibi", "bias", "distances", "dropout"]
 
 
 @dataclass(frozen=True, slots=True)

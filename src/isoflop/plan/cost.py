@@ -76,8 +76,11 @@ def uses(part: Part, d_head: Expr | None = None) -> tuple[Use, ...]:
         case Core(batch, heads, kv_heads, queries, _, _, d_key, d_value) as core:
             n, most = batch * heads, HEADS_MOST
             width = d_key if d_key.value == d_value.value else (d_key + d_value) / 2
+            times = maximum(n / most, 1)
+            if "distances" in core.beside:  # every pair is scored twice: its key and its distance
+                width, times = d_value, 2 * times
             sizes = (minimum(n, most), queries, width, heads / kv_heads)
-            return (Use(attention_kernel(core), sizes, maximum(n / most, 1)),)
+            return (Use(attention_kernel(core), sizes, times),)
         case Pointwise("layer_norm" | "rms_norm" as kind, _, writes, rows) if rows is not None:
             return (Use(kind, (rows, writes / rows)),)
         case Pointwise("rotary", _, writes) if d_head is not None:

@@ -82,8 +82,10 @@ def _beside_scores(spec: Attention) -> Iterator[BesideScores]:
     match spec.position:
         case Alibi():
             yield "alibi"
-        case RelativeBias() | RelativeProjection():
+        case RelativeBias():
             yield "bias"
+        case RelativeProjection():
+            yield "distances"
     if spec.dropout:
         yield "dropout"
 
