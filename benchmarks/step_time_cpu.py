@@ -1,6 +1,9 @@
 """Predicted against measured: seconds per step and memory peak of six models on this CPU.
 
     python benchmarks/step_time_cpu.py --threads 1 -o benchmarks/results
+    python benchmarks/step_time_cpu.py --kinds -o benchmarks
+
+With `--kinds`, one small model of each kind that a CPU has no fused attention for, beside two it has.
 
 The machine is calibrated before the first shape and again after the last; the prediction
 reads the first profile and the pace of reference kernels timed between the steps; the second
@@ -13,14 +16,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from isoflop.arch import Arch, gpt, llama
+from isoflop.arch import Arch, gpt, llama, zoo
+from isoflop.arch.spec import Alibi, RelativeProjection, Window
 from isoflop.check.calibrate import calibrate
+from isoflop.check.cut import cut_down
 from isoflop.check.run import RunCheck, check_run
+from isoflop.count import params
 from isoflop.hardware.profile import Profile
 
 #: Processor time of one thread below this share of wall time: somebody else was running.
@@ -49,12 +55,44 @@ SHAPES = (
 )  # fmt: skip
 
 
+def _kind(name: str, n_kv_heads: int = 8, **attention: Any) -> Arch:
+    """The same small Llama, with another attention."""
+    arch = llama(name, d_model=256, n_layers=4, n_heads=8, n_kv_heads=n_kv_heads, d_ff=704,
+                 vocab_size=1024, max_seq_len=512)  # fmt: skip
+    layer = replace(arch.layers[0], attention=replace(arch.layers[0].attention, **attention))
+    return replace(arch, layers=(layer,) * 4)
+
+
+def _shrunk(name: str, parameters: float = 4e6) -> Arch:
+    """A named model, cut down by the code of `isoflop check --run`."""
+    return cut_down(zoo.entry(name).arch, lambda arch: float(params(arch).value) <= parameters)
+
+
+def kinds() -> tuple[Shape, ...]:
+    """One of each kind of attention, then models of the zoo cut down to 4 M parameters."""
+    capped = _kind("softcap", 4, logit_softcap=50.0)
+    return (
+        Shape(_kind("plain"), 8, 256),
+        Shape(_kind("window", span=Window(128)), 8, 256),
+        Shape(_kind("alibi", position=Alibi()), 8, 256),
+        Shape(capped, 8, 256),
+        Shape(replace(capped, name="softcap-long"), 4, 512),
+        Shape(_kind("sinks", 2, sinks=True), 8, 256),
+        Shape(_kind("sinks-window", 2, sinks=True, span=Window(128)), 4, 512),
+        Shape(_kind("dropout", dropout=0.1), 8, 256),
+        Shape(_kind("distances", position=RelativeProjection()), 8, 256),
+        *(Shape(_shrunk(name), 8, 256) for name in ("t5-v1.1-small", "t5-small", "bloom-560m", "gemma-2-2b", "gpt-oss-20b", "deepseek-v3")),
+        Shape(_shrunk("llava-1.5-7b"), 2, 704),
+    )  # fmt: skip
+
+
 def main() -> None:
     options = _options()
+    shapes = kinds() if options.kinds else SHAPES
     profile = calibrate(threads=options.threads, seconds_budget=options.seconds, on_progress=_say)
     checks = {}
-    for shape in SHAPES:
-        _say(shape.arch.name, len(checks) / len(SHAPES))
+    for shape in shapes:
+        _say(shape.arch.name, len(checks) / len(shapes))
         checks[shape.arch.name] = check_run(
             shape.arch, batch=shape.batch, seq_len=shape.seq_len, profile=profile
         )
@@ -62,12 +100,14 @@ def main() -> None:
     text = _table(checks, profile, after)
     print(text)
     if options.output is not None:
-        _write(options.output, text, checks, profile)
+        stem = "step_time_kinds_cpu" if options.kinds else "step_time_cpu"
+        _write(options.output / f"{stem}_{options.threads}", text, checks, profile)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--kinds", action="store_true", help="kinds of attention, not six models")
     parser.add_argument("--seconds", type=float, default=30.0, help="budget of a calibration")
     parser.add_argument("-o", "--output", type=Path, help="folder for the markdown and JSON")
     return parser.parse_args()
@@ -122,9 +162,8 @@ def _moved(before: Profile, after: Profile) -> float:
     return ratios[len(ratios) // 2]
 
 
-def _write(folder: Path, text: str, checks: dict[str, RunCheck], profile: Profile) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"step_time_cpu_{profile.machine.n_threads}"
+def _write(stem: Path, text: str, checks: dict[str, RunCheck], profile: Profile) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
     data: dict[str, Any] = {
         "schema": "isoflop/1",
         "models": {name: check.to_json() for name, check in checks.items()},

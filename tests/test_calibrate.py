@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from isoflop.arch import llama
+from isoflop.arch import llama, zoo
 from isoflop.check import calibrate as calibration
+from isoflop.check.cut import cut_down
 from isoflop.check.kernels import KERNELS, Differentiable
 from isoflop.check.measure import Step, Task
 from isoflop.check.run import RunCheck, check_run
 from isoflop.check.trace import trace
+from isoflop.check.work import image_tokens
+from isoflop.count import params
 from isoflop.errors import InputError
 from isoflop.hardware.profile import Profile
 
@@ -101,6 +105,30 @@ def test_a_trace_uses_the_paths_of_the_description(check) -> None:
     assert forward <= set(rows), forward - set(rows)
     assert "optimizer" in rows
     assert "backward/layer/attention/core" in rows
+
+
+@pytest.mark.parametrize("name", ["t5-small", "llava-1.5-7b", "gpt-oss-20b", "deepseek-v3"])
+def test_every_kind_of_model_runs_under_the_paths_of_its_description(profile, name) -> None:
+    arch = cut_down(zoo.entry(name).arch, lambda a: params(a).value <= 3e6)
+    if arch.vision is not None:  # 4 patches of an image instead of 576
+        arch = replace(arch, vision=replace(arch.vision, image=2 * arch.vision.patch))
+    seq_len = 8 + image_tokens(arch)
+    found = check_run(arch, batch=2, seq_len=seq_len, profile=profile, steps=3, seconds_most=0.1)
+    assert found.untimed == ()
+    assert all(line.measured > 0 for line in found.run.values())
+    cores = [path for path in found.rows if path.endswith("/core")]
+    assert {path.split("/")[0] for path in cores} == {"forward", "backward"}
+    for path in cores:
+        assert found.rows[path].predicted > 0
+        assert found.rows[path].measured > 0, path
+    places = {
+        "t5-small": "forward/encoder/layer/residual",
+        "llava-1.5-7b": "forward/vision/patches",
+    }
+    if name in places:
+        assert found.rows[places[name]].measured > 0
+    residual = [path for path in found.rows if path.endswith("/residual")]
+    assert all(found.rows[path].predicted for path in residual)
 
 
 def test_every_kernel_gives_gradients_to_all_that_it_trains() -> None:

@@ -30,13 +30,20 @@ AXES = {
     "linear": 3,
     "bias": 2,
     "attention": 4,
+    "attention_scores": 4,
+    "attention_own": 4,
+    "dropout": 1,
     "layer_norm": 2,
     "rms_norm": 2,
     "rotary": 2,
     "add": 1,
     "multiply": 1,
     "silu": 1,
+    "relu": 1,
+    "gelu": 1,
     "gelu_tanh": 1,
+    "gelu_quick": 1,
+    "silu_clamped": 1,
     "gather": 3,
 }
 #: Those that are timed in one go.
@@ -52,7 +59,10 @@ def power(name: str, n_axes: int, scale: float = 1.0, wide: float = 1.0) -> Curv
 
 
 def synthetic(
-    wide: float = 1.0, pace: Interval | None = None, bytes_reused: int = 10**12
+    wide: float = 1.0,
+    pace: Interval | None = None,
+    bytes_reused: int = 10**12,
+    bytes_memory: int = 2**34,
 ) -> Profile:
     curves = [
         power(f"{name}_{p}", n, 1e-9, wide)
@@ -60,7 +70,7 @@ def synthetic(
         for p in ("forward", "backward")
     ]
     curves += [power(name, n, 1e-9) for name, n in WHOLE.items()]
-    machine = Machine("imagined", 4, 1, 2**34, "2.13", "Linux x86_64", "2026-11-23")
+    machine = Machine("imagined", 4, 1, bytes_memory, "2.13", "Linux x86_64", "2026-11-23")
     return Profile(
         machine=machine,
         curves={curve.name: curve for curve in curves},

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, cycle
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.arch.spec import LayerNorm, RmsNorm, Rope
@@ -137,10 +138,11 @@ def _heads(x: Tensor, d_head: int) -> Tensor:
     return split
 
 
-def _attention(heads: int, tokens: int, d_head: int, group: int) -> Bench:
+def _attention(heads: int, tokens: int, d_head: int, group: int, **told: Any) -> Bench:
     """`heads` counts the query heads of all sequences, four to a sequence here.
 
-    `group` of them share a key-value head, which PyTorch's CPU kernel makes copies of.
+    `group` of them share a key-value head, which PyTorch's CPU kernel makes copies of. What
+    `attention` is told decides what runs (isoflop.plan.attention_kernel).
     """
     batch = heads // 4
     shape, shape_kv = (batch, tokens, 4 * d_head), (batch, tokens, 4 // group * d_head)
@@ -150,11 +152,17 @@ def _attention(heads: int, tokens: int, d_head: int, group: int) -> Bench:
 
         def operation(q: Tensor) -> Tensor:
             parts = (_heads(x, d_head) for x in (q, next(keys), next(values)))
-            return attention(*parts, causal=True).flatten(-2)
+            out: Tensor = attention(*parts, causal=True, **told)
+            return out.flatten(-2)
 
         return torch.randn(shape), operation
 
     return Differentiable(make, chained=True)
+
+
+def _elements_of_scores(heads: int, tokens: int, d_head: int, _group: int) -> int:
+    """Where no kernel is fused, every pair's score stands in memory some four times."""
+    return heads * tokens * (6 * d_head + 4 * tokens)
 
 
 def _norm(norm: LayerNorm | RmsNorm, rows: int, width: int) -> Bench:
@@ -278,6 +286,7 @@ def _fresh(size: int) -> Bench:
     return Plain(run)
 
 
+_HEADS = ("heads", "tokens", "d_head", "group")
 _WIDTHS = (32, 64, 128, 512, 2048)
 _ELEMENTS = (2**10, 2**13, 2**16, 2**19, 2**21)
 
@@ -293,8 +302,12 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("linear", ("rows", "inner", "cols"), ((64, 256, 1024), _WIDTHS, _WIDTHS),
            _linear, lambda m, k, n: m * (n + k) + 2 * k * n),
     Kernel("bias", ("rows", "cols"), ((64, 512, 4096), (64, 512)), _bias, lambda m, n: m * n),
-    Kernel("attention", ("heads", "tokens", "d_head", "group"),
-           ((4, 32), (32, 128, 512), (16, 64), (1, 4)), _attention, lambda n, t, h, _: 6 * n * t * h),
+    Kernel("attention", _HEADS, ((4, 32), (32, 128, 512), (16, 64), (1, 4)), _attention,
+           lambda n, t, h, _: 6 * n * t * h),
+    Kernel("attention_scores", _HEADS, ((4, 12), (32, 128, 512), (16, 64), (1,)),
+           partial(_attention, alibi=torch.full((4,), 0.5)), _elements_of_scores),
+    Kernel("attention_own", _HEADS, ((4, 12), (32, 128, 256, 512), (16, 64), (1, 4)),
+           partial(_attention, softcap=50.0), _elements_of_scores),
     Kernel("layer_norm", ("rows", "width"), ((32, 512, 4096), (32, 128, 512)),
            partial(_norm, LayerNorm()), lambda m, n: 2 * m * n),
     Kernel("rms_norm", ("rows", "width"), ((32, 512, 4096), (32, 128, 512)),
@@ -304,9 +317,10 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("multiply", ("elements",), (_ELEMENTS,), _multiply, lambda n: 4 * n),
     *(_elementwise(name, operation) for name, operation in ACTIVATIONS.items()),
     _elementwise("silu_clamped", lambda x: clamped_unit(x, x)),  # its product too
+    _elementwise("dropout", partial(F.dropout, p=0.1)),
     Kernel("gather", ("rows", "width", "table"), ((64, 1024, 8192), (64, 512), (256, 8192)),
            _gather, lambda m, n, v: m * n + 2 * v * n),
-    Kernel("loss", ("rows", "classes"), ((64, 512, 2048), (256, 2048)), _loss, lambda m, n: 3 * m * n),
+    Kernel("loss", ("rows", "classes"), ((64, 512), (256, 2048, 16384)), _loss, lambda m, n: 3 * m * n),
     Kernel("batch", ("batch", "seq_len"), ((2, 32), (64, 512)), _batch, lambda *_: 0),
     Kernel("optimizer", ("tensors", "elements"), ((2, 16), (64, 4096, 65536, 524288)),
            _optimizer, lambda *_: 0),

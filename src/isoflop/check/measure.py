@@ -16,16 +16,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isoflop.arch.spec import Arch
 from isoflop.check.kernels import point_of
 from isoflop.check.process import fork_server
 from isoflop.check.trace import trace
+from isoflop.check.work import image_tokens
 from isoflop.errors import Fault
-from isoflop.model import build_decoder
+from isoflop.model import Decoder, EncoderDecoder, Images, VisionDecoder, build
 from isoflop.train.allocator import keep_freed_memory
 from isoflop.train.data import Batches
 from isoflop.train.optim import Optimizer, adamw
@@ -199,10 +201,14 @@ def _alternate(step: Step, task: Task) -> tuple[tuple[tuple[float, ...], float],
 
 
 class Step:
-    """The trainer's step on random bytes: what a batch says does not change what it costs."""
+    """The trainer's step on random bytes: what a batch says does not change what it costs.
+
+    An encoder reads as many tokens as the decoder; each sequence begins with an image where
+    there is a tower for it.
+    """
 
     def __init__(self, task: Task) -> None:
-        self.model: nn.Module = build_decoder(task.arch)
+        self.model = build(task.arch)
         recipe = Recipe(
             seq_len=task.seq_len, batch_size=task.batch, steps=10**9, learning_rate=1e-4
         )
@@ -212,13 +218,29 @@ class Step:
         highest = min(task.arch.vocab_size, 256)
         text = torch.randint(highest, (n_bytes,), generator=generator).to(torch.uint8)
         self.batches = Batches(text, task.seq_len, task.batch, seed=0)
+        self.before, self.after = _beside(self.model, task)
 
     def __call__(self, number: int) -> float:
         tokens_BT, targets_BT = self.batches(number)
-        loss: Tensor = self.model.loss(tokens_BT, targets_BT)  # type: ignore[operator]  # nn.Module types attributes as Tensor | Module
+        given: tuple[Any, ...] = *self.before, tokens_BT, targets_BT, *self.after
+        loss: Tensor = self.model.loss(*given)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         self.optimizer.step(self.model.parameters(), number)
         return float(loss.detach())
+
+
+def _beside(
+    model: Decoder | EncoderDecoder, task: Task
+) -> tuple[tuple[Tensor, ...], tuple[Images, ...]]:
+    """What a model's loss reads before and after text and targets: a source, images."""
+    if isinstance(model, EncoderDecoder):
+        return (torch.zeros(task.batch, task.seq_len, dtype=torch.int64),), ()
+    if isinstance(model, VisionDecoder):
+        spec = model.vision.spec
+        pixels = torch.rand(task.batch, spec.channels, spec.image, spec.image)
+        is_image_T = torch.arange(task.seq_len) < image_tokens(model.arch)
+        return (), (Images(pixels, is_image_T.expand(task.batch, -1)),)
+    return (), ()
 
 
 def reset_peak() -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isoflop.arch.spec import Arch, Attention, Full, LatentAttention, Rope, Window
+from isoflop.arch.spec import Arch
 from isoflop.check.measure import REFERENCE, Measured, Task, measure_steps
 from isoflop.count.workload import Workload
 from isoflop.hardware.profile import Profile
-from isoflop.plan.cost import step_cost
+from isoflop.plan.cost import step_cost, untimed
 from isoflop.plan.memory.peak import peak_memory
 from isoflop.quantity import Interval, Node
 
@@ -56,8 +56,8 @@ class RunCheck:
         pace: how much slower the machine was than when calibrated, by reference kernels
             timed between the steps; the predicted seconds are at that pace.
         cost, peak: the predictions as trees.
-        untimed: what of the spec no calibration times, field by field; it is predicted as fused
-            attention over a plain triangle, which is too little.
+        untimed: kernels that the model runs and the profile, made by an earlier version, lacks:
+            attention is then predicted as fused, dropout as nothing, which is too little.
         measured: everything that was measured.
     """
 
@@ -116,29 +116,8 @@ def check_run(
         cost=cost,
         peak=peak,
         measured=measured,
-        untimed=tuple(untimed(arch)),
+        untimed=untimed(arch, workload, profile),
     )
-
-
-def untimed(arch: Arch) -> Iterator[str]:
-    """The fields for which a CPU has no fused attention, and none is calibrated.
-
-    >>> from isoflop.arch import zoo
-    >>> list(untimed(zoo.entry("gemma-2-2b").arch))
-    ['layers.local.attention.logit_softcap', 'layers.global.attention.logit_softcap']
-    """
-    for name, layer in arch.kinds.items():
-        match layer.attention:
-            case LatentAttention():
-                yield f"layers.{name}.attention.d_head_value"  # another width than that of keys
-            case Attention() as spec:
-                odd = {
-                    "logit_softcap": spec.logit_softcap is not None,
-                    "sinks": spec.sinks,
-                    "position": not isinstance(spec.position, Rope | None),
-                    "span": not isinstance(spec.span, Full | Window),
-                }
-                yield from (f"layers.{name}.attention.{field}" for field in odd if odd[field])
 
 
 def pace_of(reference: Mapping[str, float], profile: Profile) -> float:

@@ -21,6 +21,11 @@ from torch import nn
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 
+from isoflop.check.paths import tree_path
+from isoflop.model import Decoder, EncoderDecoder
+from isoflop.model.experts import ExpertsModule
+from isoflop.model.layer import LayerModule
+
 #: Opens the name of a module's range, so that no operation is taken for one.
 MARK = "module:"
 EVALUATE = "autograd::engine::evaluate_function: "
@@ -35,11 +40,13 @@ PHASES_OF_HEAD = ("forward/head", "backward/head", "backward/head")
 #: name ("" for any), and the last step of the path in the count trees.
 LOOSE = (
     (r"(.*/)?attention", r"roll|addcmul|turn|cat|polar|complex", "rotary"),
-    (r"(.*/)?attention", r"", "core"),
-    (r"(.*/)?feed_forward", r"", "activation"),
-    (r"layer\w*", r"", "residual"),
+    (r"(.*/)?(attention|cross)", r"", "core"),
+    (r"(.*/)?(feed_forward|experts|shared)", r"", "activation"),
     (r"", r"", "loss"),
 )
+
+#: What a block does itself, where its kind says it.
+OWN_WORK: dict[type[nn.Module], str] = {LayerModule: "/residual", ExpertsModule: "/sum"}
 
 Rows = dict[str, float]
 
@@ -57,7 +64,7 @@ def _silent() -> Iterator[None]:
         os.close(nowhere)
 
 
-def trace(model: nn.Module, step: Callable[[int], Any], repeats: int) -> Rows:
+def trace(model: Decoder | EncoderDecoder, step: Callable[[int], Any], repeats: int) -> Rows:
     """Seconds per step by `phase/path`; sums of weight gradients are `backward/gradients`."""
     with _silent(), _named(model), profile(activities=[ProfilerActivity.CPU]) as found:
         for number in range(repeats):
@@ -121,7 +128,7 @@ def _path(event: Any) -> str | None:
 
 
 @contextmanager
-def _named(model: nn.Module) -> Iterator[None]:
+def _named(model: Decoder | EncoderDecoder) -> Iterator[None]:
     """Every module runs inside a range that bears its path, `layers.0` read as its kind."""
     open_ranges: list[record_function] = []
     handles = []
@@ -146,12 +153,9 @@ def _named(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _paths(model: Decoder | EncoderDecoder) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.Identity)):
             continue
-        parts = name.split(".")
-        if parts[0] == "layers":
-            kind = getattr(model.get_submodule(".".join(parts[:2])), "kind", "layer")
-            parts = [str(kind), *parts[2:]]
-        yield "/".join(part for part in parts if part), module
+        own = next((last for kind, last in OWN_WORK.items() if isinstance(module, kind)), "")
+        yield tree_path(name, model.arch) + own, module

@@ -44,9 +44,12 @@ def sample_of(arch: Arch, seq_len: int, source_len: int) -> Workload:
     """A batch of so many tokens, to which an image's are added."""
     if arch.encoder is not None:
         return replace(Workload.train(BATCH, seq_len), source_len=source_len)
-    if arch.vision is not None:
-        seq_len += arch.vision.tokens_of_image
-    return Workload.train(BATCH, seq_len)
+    return Workload.train(BATCH, seq_len + image_tokens(arch))
+
+
+def image_tokens(arch: Arch) -> int:
+    """Tokens of a sequence that an image takes; 0 where the model sees none."""
+    return 0 if arch.vision is None else arch.vision.tokens_of_image
 
 
 def count_flops(

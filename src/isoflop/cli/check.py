@@ -25,12 +25,11 @@ from isoflop.report.text import table
 
 if TYPE_CHECKING:
     from isoflop.check.run import RunCheck
+    from isoflop.check.size import Size
     from isoflop.hardware.profile import Profile
 
 #: A calibration this long meets the stated error; shorter ones have a wider spread.
 SECONDS_CALIBRATE = 30.0
-#: Largest share of this machine's memory that `check --run` will take.
-SHARE_OF_MEMORY = 0.7
 #: Operators shown with their part of a step's miss.
 OPERATORS_SHOWN = 12
 
@@ -167,9 +166,11 @@ def check(
     run
         Also train a few steps here: seconds and memory, predicted and measured.
     batch
-        Sequences per step of that run; 8 when not given.
+        Sequences per step of that run. When neither this nor --seq-len is given, they are
+        chosen so that the run fits this machine and ends soon; a model too large for any size
+        is cut down for it, and the table says how.
     seq_len
-        Tokens per sequence of that run; 128, or the model's longest context if shorter.
+        Tokens per sequence of that run, those of an image included.
     profile
         A profile that `isoflop calibrate` wrote; made first when not given.
     threads
@@ -192,15 +193,15 @@ def check(
         "rows": [row.to_json() for row in rows],
         "disagreements": len(wrong),
     }
-    ran = run_here(arch, batch or 8, seq_len, known, threads) if run else None
+    ran = run_here(arch, batch, seq_len, known, threads) if run else None
     if ran is not None:
-        data |= run_json(ran)
+        data |= run_json(*ran)
     if as_json:
         emit("check", data)
     else:
         say(render_rows(arch, rows, every=every))
         if ran is not None:
-            say(render_run(ran))
+            say(render_run(*ran))
     if wrong:
         raise Infeasible(f"{arch.name}: {len(wrong)} of {len(rows)} numbers disagree")
     return None
@@ -243,42 +244,45 @@ def check_stated(stated: Mapping[str, object], *, run: bool) -> None:
 
 
 def run_here(
-    arch: Arch, batch: int, seq_len: int | None, profile: Profile | None, threads: int | None
-) -> RunCheck:
-    """Predict and measure a real run.
+    arch: Arch,
+    batch: int | None,
+    seq_len: int | None,
+    profile: Profile | None,
+    threads: int | None,
+) -> tuple[Size, RunCheck]:
+    """Predict and measure a real run, at the size asked for or a chosen one.
 
     Raises:
-        Infeasible: the run is predicted not to fit into this machine's memory.
+        Infeasible: the size asked for is predicted not to fit into this machine's memory.
         InputError: sequences longer than the model has positions for.
     """
     from isoflop.check.run import check_run
-    from isoflop.count import Workload
-    from isoflop.plan.memory.peak import peak_memory
+    from isoflop.check.size import choose_size
 
-    length = min(128, arch.max_seq_len) if seq_len is None else seq_len
-    if length > arch.max_seq_len:
-        rule = f"is at most {arch.name}'s longest context, {arch.max_seq_len}"
-        raise InputError("check", [Problem("--seq-len", length, rule)])
     known = measure(threads, SECONDS_CALIBRATE) if profile is None else profile
-    needed = peak_memory(arch, Workload.train(batch, length), known).value
-    there = known.machine.bytes_memory
-    if needed > SHARE_OF_MEMORY * there:
-        raise Infeasible(
-            f"a training step of {arch.name} takes {format_bytes(needed)}, more than "
-            f"{SHARE_OF_MEMORY:.0%} of this machine's {format_bytes(there)}; "
-            "try a smaller model, --batch or --seq-len"
-        )
-    return check_run(arch, batch=batch, seq_len=length, profile=known)
+    size = choose_size(arch, batch, seq_len, known)
+    note(f"training {describe_size(size)}")
+    return size, check_run(size.arch, batch=size.batch, seq_len=size.seq_len, profile=known)
 
 
-def run_json(ran: RunCheck) -> dict[str, Any]:
+def run_json(size: Size, ran: RunCheck) -> dict[str, Any]:
     """`.run` with the two headline numbers, `.operators` with each operator's part."""
     data = ran.to_json()
     operators = [{"path": path, **seconds} for path, seconds in data.pop("rows").items()]
-    return {"run": {**data.pop("run"), **data}, "operators": operators}
+    return {"run": {**data.pop("run"), **size.to_json(), **data}, "operators": operators}
 
 
-def render_run(ran: RunCheck) -> str:
+def describe_size(size: Size) -> str:
+    """Which model runs, at which size, and who chose it."""
+    name = f"{size.arch.name} CUT DOWN" if size.cut else size.arch.name
+    names = {"batch": "batch", "seq_len": "length"}
+    chosen = " and ".join(names[field] for field in size.chosen)
+    return f"{name}, {size.batch} x {size.seq_len} tokens" + (
+        f" ({chosen} chosen)" if chosen else ""
+    )
+
+
+def render_run(size: Size, ran: RunCheck) -> str:
     """Predicted against measured, and the operators with the largest part."""
     step, peak = ran.run["seconds_step"], ran.run["bytes_peak"]
     head = [
@@ -292,8 +296,7 @@ def render_run(ran: RunCheck) -> str:
     ]  # fmt: skip
     return "\n".join(
         [
-            f"\na real run, in a process of its own; the machine was {ran.pace:.2f} times as slow as "
-            "when calibrated, which the prediction takes in",
+            *_headline(size, ran),
             table(head, ["", "predicted", "measured", "miss"], "lrrr"),
             *_untimed(ran),
             "\nthe largest operators, measured under a profiler; miss in parts of the step",
@@ -302,11 +305,27 @@ def render_run(ran: RunCheck) -> str:
     )
 
 
+def _headline(size: Size, ran: RunCheck) -> list[str]:
+    """What was run: never a cut model as if it were the whole."""
+    lines = [f"\na real run of {describe_size(size)}, in a process of its own; the machine was "
+             f"{ran.pace:.2f} times as slow as when calibrated, which the prediction takes in"]  # fmt: skip
+    if size.cut:
+        cut = dict.fromkeys(
+            f"{c.field.rpartition('.')[2]} {c.whole:,} to {c.cut:,}" for c in size.cut
+        )
+        lines.append(
+            f"the whole model does not fit here or takes too long; cut were {', '.join(cut)}"
+        )
+    return lines
+
+
 def _untimed(ran: RunCheck) -> list[str]:
     if not ran.untimed:
         return []
-    fields = ", ".join(ran.untimed)
-    return [f"predicted as fused attention, which a CPU has none of with {fields}: too little"]
+    kernels = ", ".join(ran.untimed)
+    return [
+        f"the profile is of an earlier version and lacks {kernels}: too little is predicted; calibrate again"
+    ]
 
 
 def _part(difference: float, whole: float) -> str:

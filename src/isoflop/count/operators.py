@@ -7,9 +7,13 @@ FLOPs (two each), the field's convention; pointwise work is priced by its bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from isoflop.quantity import Expr, number
+
+#: What may be done to scores: a soft cap, a trained logit per head that joins the softmax,
+#: ALiBi's slopes, trained biases, scores of distances (Transformer-XL), dropout of probabilities.
+BesideScores: TypeAlias = Literal["softcap", "sinks", "alibi", "bias", "distances", "dropout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,8 @@ class Core:
     """softmax(q k^T) v for `heads` query heads over `kv_heads` key-value heads.
 
     `seen` keys are scored per query, `keys` exist. Two products:
-    2 B N T S (d_key + d_value) FLOPs.
+    2 B N T S (d_key + d_value) FLOPs. `beside` is what else is done to scores, which not every
+    fused kernel can.
     """
 
     batch: Expr
@@ -55,6 +60,7 @@ class Core:
     keys: Expr
     d_key: Expr
     d_value: Expr
+    beside: tuple[BesideScores, ...] = ()
 
     @property
     def flops(self) -> Expr:
@@ -101,10 +107,11 @@ class Pointwise:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """`rows` rows of `width` picked from a table."""
+    """`rows` rows of `width` picked from a table of `table` rows."""
 
     rows: Expr
     width: Expr
+    table: Expr
 
     @property
     def flops(self) -> Expr:

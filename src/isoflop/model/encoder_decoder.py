@@ -20,7 +20,7 @@ from isoflop.arch.spec import Arch, Encoder, Full, Layer, RelativeBias
 from isoflop.errors import Fault, InputError, Problem
 from isoflop.model.attention import Context, KeysValues
 from isoflop.model.layer import SEQUENTIAL, SequentialLayer, Source, make_layer
-from isoflop.model.loss import mean_loss
+from isoflop.model.loss import head_loss
 from isoflop.model.parts import EmbeddingModule, HeadModule, make_norm
 from isoflop.model.relative_bias import make_relative_bias, stack_bias
 
@@ -61,16 +61,26 @@ class EncoderDecoder(nn.Module):
         self.head = HeadModule(arch.head, arch.embedding.n_rows, arch.d_model)
 
     def forward(
-        self, source_BS: Tensor, target_BT: Tensor, source_mask: Tensor | None = None
+        self,
+        source_BS: Tensor,
+        target_BT: Tensor,
+        source_mask: Tensor | None = None,
+        *,
+        targets_BT: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, T, V] of the token after each of the target.
+        """Logits [B, T, V] of the token after each of the target, or with targets their `loss`.
 
         `source_mask` [B, S] is true where a source has a token and false where it is padded.
 
         Raises:
             InputError: a mask that is not boolean or not of the source's shape.
         """
-        return self.decode(target_BT, self.encode(source_BS, source_mask), source_mask)
+        memory_BSD = self.encode(source_BS, source_mask)
+        x_BTD = self._read(target_BT, memory_BSD, source_mask)
+        if targets_BT is None:
+            return self.read_out(x_BTD)
+        embedding_VD = self.embedding.tokens.weight
+        return head_loss(self.head, x_BTD, embedding_VD, targets_BT, self.arch.vocab_size)
 
     def loss(
         self,
@@ -80,7 +90,8 @@ class EncoderDecoder(nn.Module):
         source_mask: Tensor | None = None,
     ) -> Tensor:
         """Mean cross entropy in nats of `targets_BT` after `tokens_BT`; -100 is left out."""
-        return mean_loss(self(source_BS, tokens_BT, source_mask), targets_BT)
+        loss: Tensor = self(source_BS, tokens_BT, source_mask, targets_BT=targets_BT)
+        return loss
 
     def encode(self, source_BS: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """What the encoder makes of a source, [B, S, D]."""
@@ -100,10 +111,19 @@ class EncoderDecoder(nn.Module):
         source_mask: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, T, V], from what `encode` or `keys_values` gave; padded rows are cut off."""
+        return self.read_out(self._read(target_BT, memory, source_mask))
+
+    def _read(
+        self,
+        target_BT: Tensor,
+        memory: Tensor | Sequence[KeysValues],
+        source_mask: Tensor | None = None,
+    ) -> Tensor:
+        """What the final norm leaves of a whole target, [B, T, D]."""
         x_BTD = self._embed(target_BT)
         context = Context(bias=stack_bias(self.relative_bias, x_BTD.shape[1]))
         told = [context] * len(self.layers)
-        return self.read_out(self.through_layers(x_BTD, told, memory, source_mask))
+        return self.through_layers(x_BTD, told, memory, source_mask)
 
     def through_layers(
         self,

@@ -49,8 +49,10 @@ def head_loss(
         return mean_loss(head(x_BTD, embedding_VD)[..., :vocab_size], targets_BT)
     if isinstance(head, ProjectedHead):
         x_BTD, head = head.project(x_BTD), head.logits
-    weight_VD = head.matrix(embedding_VD)[:vocab_size]
+    weight_VD = head.matrix(embedding_VD)
     bias_V = None if head.bias is None else head.bias[:vocab_size]
+    if vocab_size < len(weight_VD):  # a slice of all would still copy its gradient
+        weight_VD = weight_VD[:vocab_size]
     x_RD, target_R = x_BTD.flatten(0, 1), targets_BT.flatten()
     return _loss_by_rows(x_RD, weight_VD, bias_V, target_R, head, torch.is_grad_enabled())
 

@@ -39,9 +39,25 @@ class Compared(BaseModel):
     error: float
 
 
+class Cut(Out):
+    """One number of the spec, and what it was made for the run."""
+
+    field: str
+    whole: int
+    cut: int
+
+
 class RunCheck(Out):
+    """`chosen`: what of batch and seq_len nobody asked for; `cut`: empty, or the model that ran
+    is smaller than the one named. `untimed`: kernels that an older profile lacks.
+    """
+
     seconds_step: Compared
     bytes_peak: Compared
+    batch: int
+    seq_len: int
+    chosen: list[str]
+    cut: list[Cut]
     pace: float
     steps: int
     seconds_cpu: float

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from isoflop.arch.spec import (
+    Alibi,
     Attention,
     BlockSparse,
     Chunked,
@@ -19,7 +20,7 @@ from isoflop.arch.spec import (
 )
 from isoflop.count.blocks.norms import norm_part
 from isoflop.count.blocks.part import Ground, Part, Saved, Weight, linear
-from isoflop.count.operators import Core, Pointwise
+from isoflop.count.operators import BesideScores, Core, Pointwise
 from isoflop.quantity import Expr, ceil_div, maximum, minimum, number
 
 
@@ -69,8 +70,25 @@ def _core_part(
     ]
     if isinstance(spec.position, RelativeProjection):
         kept += _by_distance(ground, N, H)
-    core = Core(ground.B, N, K, ground.T, seen, ground.S, scored, H)
+    core = Core(ground.B, N, K, ground.T, seen, ground.S, scored, H, tuple(_beside_scores(spec)))
     return Part("core", (), core, tuple(kept), kept_by_some=scores(ground, N, spec.dropout))
+
+
+def _beside_scores(spec: Attention) -> Iterator[BesideScores]:
+    """What is done to scores beside scaling them and the softmax."""
+    if spec.logit_softcap is not None:
+        yield "softcap"
+    if spec.sinks:
+        yield "sinks"
+    match spec.position:
+        case Alibi():
+            yield "alibi"
+        case RelativeBias():
+            yield "bias"
+        case RelativeProjection():
+            yield "distances"
+    if spec.dropout:
+        yield "dropout"
 
 
 def scores(ground: Ground, N: Expr, dropout: float) -> tuple[Saved, ...]:
@@ -271,7 +289,8 @@ def _latent_attention(ground: Ground, spec: LatentAttention) -> Part:
         Part("rotary", (), Pointwise("rotary", turned, turned)),
     ]
     tokens, S, seen = ground.tokens, ground.S, _keys_before(ground)
-    core = Core(ground.B, N, N, ground.T, seen, S, nope + rope, value)
+    beside: tuple[BesideScores, ...] = ("dropout",) if spec.dropout else ()
+    core = Core(ground.B, N, N, ground.T, seen, S, nope + rope, value, beside)
     if S != ground.T:  # against a cache of latents: maps out of them join queries and output
         core = Core(ground.B, N, number(1), ground.T, seen, S, latent + rope, latent)
     kept = (

@@ -23,7 +23,7 @@ def embedding_part(ground: Ground, arch: Arch, rows: Expr) -> Part:
         Part(
             "tokens",
             (Weight("weight", (("vocab", rows), ("embed", width))),),
-            Gather(ground.tokens, width),
+            Gather(ground.tokens, width, rows),
             (Saved("token ids", ground.tokens, "index"),),
             kept_by_some=dropped(spec.dropout, ground.tokens * D),
         )

@@ -58,17 +58,19 @@ def _shared_biases(ground: Ground, layers: tuple[Layer, ...]) -> Iterator[Part]:
             yield bias_table(ground, place if not i else f"{place}_{i + 1}", position, N)
 
 
-def encoder_part(ground: Ground, encoder: Encoder, source: Source, dropout: float) -> Part:
+def encoder_part(
+    ground: Ground, encoder: Encoder, source: Source, dropout: float, table: Expr
+) -> Part:
     """The encoder reads `source`, every token every other; it has read it where it is cached.
 
-    `dropout` is that of the embedding, which it shares with the decoder; T5 drops as much of
+    `dropout` is that of the embedding, a table of so many rows, which it shares with the decoder; T5 drops as much of
     what a stack gives as of what it takes (Raffel 2020, 1910.10683, section 2.1).
     """
     read = number(0) if source.cached else source.tokens
     inside = replace(ground.within("encoder"), T=read, S=source.tokens, causal_skip=False)
     size = inside.tokens * ground.D
     ids, masks = Saved("token ids", inside.tokens, "index"), dropped(dropout, size)
-    rows = Gather(inside.tokens, ground.D)
+    rows = Gather(inside.tokens, ground.D, table)
     parts = [Part("tokens", (), rows, (ids,), kept_by_some=masks)]
     parts += stack_parts(inside, encoder.layers)
     if encoder.final_norm is not None:

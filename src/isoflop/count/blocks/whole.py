@@ -33,7 +33,7 @@ def describe(arch: Arch, workload: Workload, scope: Scope | None = None) -> Part
     if arch.vision is not None:
         parts.append(vision_part(ground, arch.vision, workload.images_read))
     if arch.encoder is not None and source is not None:
-        parts.append(encoder_part(ground, arch.encoder, source, arch.embedding.dropout))
+        parts.append(encoder_part(ground, arch.encoder, source, arch.embedding.dropout, rows))
     parts += stack
     if arch.final_norm is not None:
         parts.append(norm_part(ground, "final_norm", arch.final_norm))

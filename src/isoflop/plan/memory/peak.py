@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from isoflop.arch.spec import Arch
-from isoflop.count.blocks import Part, Saved, beside, describe
-from isoflop.count.operators import Loss, Matmul, Pointwise
+from isoflop.count.blocks import CAPPED, Part, Saved, describe
+from isoflop.count.operators import Core, Loss, Matmul, Pointwise
 from isoflop.count.workload import Precision, Workload
-from isoflop.errors import InputError
 from isoflop.hardware.profile import Profile
-from isoflop.plan.cost import ROWS_LOSS
+from isoflop.plan.attention_kernel import scores_kept
+from isoflop.plan.cost import ROWS_LOSS, UNREAD
 from isoflop.quantity import (
     Basis,
     Expr,
@@ -52,18 +52,21 @@ def moments(arch: Arch, workload: Workload) -> dict[str, tuple[Block, ...]]:
     root = describe(arch, workload)
     width = Precision.FP32.bytes_each
     weights = tuple(_weights(root, width))
-    state = _renamed(weights, "weights", 1) + _renamed(weights, "moments", 2)
-    grads = _renamed(weights, "gradients", 1)
+    trained = tuple(_weights(root, width, trained=True))
+    state = weights + _renamed(trained, "moments", 2)
+    grads = _renamed(trained, "gradients", 1)
     loss = next(p.operator for p in root.parts if isinstance(p.operator, Loss))
     logits = minimum(loss.rows, ROWS_LOSS) * loss.classes * width
     head = _head(root.parts) * width
     kept = tuple(b for part in root.parts if part.name != "loss" for b in _saved(part, width))
+    # A cap's tanh and slope stand beside them, made again for each few rows.
+    copies = number(1 if arch.head.softcap is None else 4)
     table = root.parts[0].parts[0].weights[0].size * width
     widest = _widest(root) * width
     return {
         # The head's gradient is summed: what some rows give stands beside it.
         "the loss": (
-            *state, *kept, Block("logits of some rows", logits, number(1)),
+            *state, *kept, Block("logits of some rows", logits, copies),
             Block("gradients of the head", head, number(2)),
         ),
         "backward of the last layer": (
@@ -102,13 +105,7 @@ def bytes_alive(arch: Arch, workload: Workload, bytes_reused: int) -> Alive:
 
 
 def peak_memory(arch: Arch, workload: Workload, profile: Profile) -> Node:
-    """Resident bytes above those of PyTorch just imported, at the peak of a step.
-
-    Raises:
-        InputError: the spec holds a tower beside the decoder.
-    """
-    if bad := beside(arch, "is none: steps of decoders are followed"):
-        raise InputError("peak memory", bad)
+    """Resident bytes above those of PyTorch just imported, at the peak of a step."""
     alive = bytes_alive(arch, workload, profile.bytes_reused)
     resident = Symbol("ratio_resident", profile.ratio_resident, Basis.MEASURED, source="calibration",
                       meaning="resident bytes per live byte of blocks that the allocator keeps")  # fmt: skip
@@ -132,12 +129,16 @@ def _renamed(blocks: tuple[Block, ...], name: str, copies: int) -> tuple[Block, 
     return tuple(Block(name, b.size, copies * b.times) for b in blocks)
 
 
-def _weights(part: Part, width: Expr, times: Expr | None = None) -> Iterator[Block]:
+def _weights(
+    part: Part, width: Expr, times: Expr | None = None, *, trained: bool = False
+) -> Iterator[Block]:
+    """All of them, or those that `trained` leaves: what never runs has no gradient."""
     times = part.times if times is None else times * part.times
     for weight in part.weights:
-        yield Block(weight.name, weight.size * width, times)
+        yield Block("weights", weight.size * width, times)
     for below in part.parts:
-        yield from _weights(below, width, times)
+        if not (trained and below.name == UNREAD):
+            yield from _weights(below, width, times, trained=trained)
 
 
 def _head(parts: Iterable[Part]) -> Expr:
@@ -160,16 +161,20 @@ def _saved(part: Part, width: Expr, times: Expr | None = None) -> Iterator[Block
 def _kept(part: Part) -> Iterator[Saved]:
     """What PyTorch keeps on a CPU, dropout masks in the activations' precision.
 
-    Its fused attention cannot drop: a core with dropout keeps every pair instead of the
-    log-sum-exp. Steps are in fp32, so that no tensor stands beside its fp32 copy.
+    Where no kernel is fused a core keeps every pair instead of the log-sum-exp. Steps are in
+    fp32, so that no tensor stands beside its fp32 copy.
     """
-    every_pair = any(saved.kind == "mask_scores" for saved in part.kept_by_some)
+    core = part.operator
+    n_kept = scores_kept(core) if isinstance(core, Core) else 0
     yield from (
         s
         for s in part.saved
-        if not (every_pair and s.name == "log-sum-exp") and s.kind != "beside fp32"
+        if not (n_kept and s.name == "log-sum-exp") and s.kind != "beside fp32" and s.name != CAPPED
     )
-    yield from (s for s in part.kept_by_some if every_pair or s.kind == "mask")
+    yield from (s for s in part.kept_by_some if s.kind == "mask")
+    if isinstance(core, Core):
+        pairs = core.batch * core.heads * core.queries * core.keys
+        yield from [Saved("scores", pairs, "scores", "heads")] * n_kept
 
 
 def _widest(part: Part) -> Expr:
@@ -180,6 +185,8 @@ def _widest(part: Part) -> Expr:
             below.append(rows * cols)
         case Pointwise(_, _, writes):
             below.append(writes)
+        case Core(batch, heads, _, queries, _, keys) as core if scores_kept(core):
+            below.append(batch * heads * queries * keys)
         case _:
             pass
     return maximum(*below) if below else number(0)
