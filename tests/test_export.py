@@ -22,7 +22,7 @@ from isoflop.errors import InputError
 from isoflop.infer.tokens import ByteTokenizer, FileTokenizer, byte_tokenizer_files
 from isoflop.model import build_decoder
 from isoflop.model.weights import load_model
-from isoflop.model.weights.tables.registry import TABLES
+from isoflop.model.weights.tables.registry import TYPES
 from isoflop.runs.text import decode, encode
 from isoflop.train import Recipe, trained
 from isoflop.train.data import ByteCorpus
@@ -125,7 +125,7 @@ def test_bytes_that_are_no_text_are_read_as_our_own_reader_does(
     assert "".join(map(stream.add, data)) + stream.end() == expected
 
 
-@pytest.mark.parametrize("model_type", sorted(TABLES))
+@pytest.mark.parametrize("model_type", sorted(TYPES))
 def test_no_family_adds_tokens_of_its_own(model_type: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     for name, text in byte_tokenizer_files(16).items():

@@ -29,11 +29,11 @@ from isoflop.arch.spec import (
     RelativeProjection,
     RmsNorm,
     Rope,
+    Rope2d,
     Span,
     YarnScaling,
 )
 from isoflop.check.agree import agree
-from isoflop.check.kept import SEQ_LEN
 from isoflop.model import Decoder, build
 from isoflop.model.attention import Context, make_attention
 from isoflop.model.attention.context import alibi_slopes
@@ -506,7 +506,7 @@ def decoders(draw: st.DrawFn) -> Arch:
         attention = layer.attention
         if isinstance(attention, Attention):
             attention = replace(attention, span=Full(), logit_softcap=None)
-            if isinstance(attention.position, RelativeBias):
+            if isinstance(attention.position, RelativeBias | Rope2d):  # per stack; of patches
                 attention = replace(attention, position=None)
         return replace(layer, attention=attention, feed_forward=Dense(7, gated=True))
 
@@ -516,27 +516,11 @@ def decoders(draw: st.DrawFn) -> Arch:
     return Arch("any", draw(st.integers(1, 20)), V, 16, embedding, layers, head, None)
 
 
-def turns_of(layer: Layer) -> int:
-    """Bytes of the cosines and sines that positions turn by, in fp32."""
-    attention = layer.attention
-    if not isinstance(getattr(attention, "position", None), Rope):
-        return 0
-    width = (
-        getattr(attention, "d_head_rope", None) or attention.position.d_rotary or attention.d_head
-    )
-    return 2 * 4 * SEQ_LEN * width
-
-
 @settings(max_examples=25, deadline=None)
 @given(decoders())
 def test_any_decoder_counts_what_is_built(arch):
-    """Beside layers this narrow, the turns that the layers share show: no width of a layer is in them."""
     apart = [row for row in agree(arch) if not row.agrees]
-    assert all(row.is_total and row.quantity.startswith("saved") for row in apart), apart
-    turns = sum(map(turns_of, arch.layers))
-    assert all(abs(row.derived - row.built) <= turns + row.allowed * row.built for row in apart), (
-        apart
-    )
+    assert not apart
 
 
 # --- whatever the weights -------------------------------------------------------------------
