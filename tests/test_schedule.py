@@ -139,9 +139,9 @@ def test_an_order_that_cannot_run_says_what_each_rank_waits_for() -> None:
     with pytest.raises(InputError) as failed:
         simulate([late, orders(OneFOneB(), 2, 1)[1]], Durations.equal(2, 1, 2))
     assert str(failed.value).splitlines() == [
-        "orders: rank 0=BW of stage 0, micro-batch 0: must hold: runs after F of stage 0, "
+        "orders: rank 0=BW of stage 0, micro-batch 0: must run after F of stage 0, "
         "micro-batch 0 (no rank reaches that: move it ahead, or add it)",
-        "orders: rank 1=F of stage 1, micro-batch 0: must hold: runs after F of stage 0, "
+        "orders: rank 1=F of stage 1, micro-batch 0: must run after F of stage 0, "
         "micro-batch 0 (no rank reaches that: move it ahead, or add it)",
     ]
 

@@ -177,7 +177,7 @@ def test_a_search_keeps_to_the_schedules_it_is_given() -> None:
     found = search(asked(SMALL, "8xa100-sxm-80gb", 48), schedules=("zb-h1", "dualpipe"))
     assert {c.layout.schedule for c in found.ranked} <= {"zb-h1", "dualpipe"}
     assert all(c.layout.pp > 1 for c in found.ranked)
-    with pytest.raises(InputError, match="schedule=zb-h1: must hold: is 1f1b where pp is 1"):
+    with pytest.raises(InputError, match="schedule=zb-h1: must be 1f1b where pp is 1"):
         search(ASK, schedules=("zb-h1",), fixed={"pp": 1})
 
 

@@ -20,6 +20,14 @@ from typing import ClassVar
 LONGEST_NAME = 200
 #: The value of a field that was to be given and was not.
 MISSING = "missing"
+#: How rules begin: what a right value does, and what a wrong one must do.
+_REGULAR = (
+    "begin belong come count divide end equal exceed fill find fit give hold leave lie name nest run "
+    "stand start take use"
+)
+_VERBS = {"is": "be", "are": "be", "has": "have", "goes": "go"} | {
+    f"{verb}s": verb for verb in _REGULAR.split()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +35,7 @@ class Problem:
     """One thing wrong with one field, and how to mend it.
 
     >>> print(Problem("n_kv_heads", 4, "divides n_heads=6", "choose one of 1, 2, 3, 6"))
-    n_kv_heads=4: must hold: divides n_heads=6 (choose one of 1, 2, 3, 6)
+    n_kv_heads=4: must divide n_heads=6 (choose one of 1, 2, 3, 6)
     >>> print(Problem("budget", MISSING, "is given as --flops or --dollars"))
     budget is missing: must be given as --flops or --dollars
     """
@@ -41,9 +49,8 @@ class Problem:
         hint = f" ({clean(self.hint)})" if self.hint else ""
         field = shorten(self.field, LONGEST_NAME)
         missing = isinstance(self.value, str) and self.value == MISSING
-        if missing and self.rule.startswith("is "):
-            return f"{field} is missing: must be {clean(self.rule[3:])}{hint}"
-        return f"{field}={shorten(self.value)}: must hold: {clean(self.rule)}{hint}"
+        said = f"{field} is missing" if missing else f"{field}={shorten(self.value)}"
+        return f"{said}: {clean(_must(self.rule))}{hint}"
 
     def to_json(self) -> dict[str, str]:
         return {
@@ -52,6 +59,21 @@ class Problem:
             "rule": self.rule,
             "hint": self.hint,
         }
+
+
+def _must(rule: str) -> str:
+    """A rule as an order.
+
+    >>> _must("is at most 4"), _must("divides n_heads=6"), _must("is not given twice")
+    ('must be at most 4', 'must divide n_heads=6', 'must not be given twice')
+    >>> _must("times 2 is at most 4")
+    'must hold: times 2 is at most 4'
+    """
+    verb, _, rest = rule.partition(" ")
+    if verb not in _VERBS:
+        return f"must hold: {rule}"
+    denied = rest.startswith("not ")
+    return f"must {'not ' * denied}{_VERBS[verb]} {rest.removeprefix('not ')}"
 
 
 class IsoflopError(Exception):

@@ -104,7 +104,7 @@ def parse_json(data: bytes, where: str, bounds: Bounds = CONFIG) -> dict[str, An
     {'n_head': 12}
     >>> parse_json(b'{"eps": NaN}', "config.json")
     Traceback (most recent call last):
-    isoflop.errors.InputError: config.json: line 1, column 9=NaN}: must hold: is JSON
+    isoflop.errors.InputError: config.json: line 1, column 9=NaN}: must be JSON
     """
     source = _Source(_decode(data, where, bounds.n_bytes), where)
     source.scan(bounds)

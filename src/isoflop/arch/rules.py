@@ -17,7 +17,7 @@ class Rules:
     >>> class Box: width = 0
     >>> Rules(Box(), where="box").size("width").close()
     Traceback (most recent call last):
-    isoflop.errors.InputError: box: width=0: must hold: is a whole number from 1 to 1,000,000,000,000
+    isoflop.errors.InputError: box: width=0: must be a whole number from 1 to 1,000,000,000,000
     """
 
     def __init__(self, value: object, where: str | None = None) -> None:

@@ -128,7 +128,7 @@ def shard_rules(shard: int, copies: int, ep: int) -> list[Problem]:
     """What sharding over fewer than all `copies` ranks asks: equal groups, each with all experts.
 
     >>> [str(problem) for problem in shard_rules(3, copies=8, ep=2)]
-    ['shard=3: must hold: divides dp * cp = 8', 'shard=3: must hold: is divided by ep=2']
+    ['shard=3: must divide dp * cp = 8', 'shard=3: must be divided by ep=2']
     """
     if shard < 1:
         return [Problem("shard", shard, "is at least 1")]

@@ -79,7 +79,7 @@ def pipeline_rules(n_layers: int, pp: int, virtual: int) -> list[Problem]:
     """What a pipeline asks of the model: a layer for every chunk.
 
     >>> print(*pipeline_rules(12, pp=5, virtual=3))
-    pp * virtual=15: must hold: is at most n_layers=12
+    pp * virtual=15: must be at most n_layers=12
     """
     broken = []
     if pp * virtual > n_layers:

@@ -11,7 +11,7 @@ def whole(field: str, value: object, most: int) -> list[Problem]:
     """A whole number from 1 to `most`.
 
     >>> print(*whole("batch", 0, 8))
-    batch=0: must hold: is a whole number from 1 to 8
+    batch=0: must be a whole number from 1 to 8
     """
     fine = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
     return [] if fine else [Problem(field, value, f"is a whole number from 1 to {most:,}")]

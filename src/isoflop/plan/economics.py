@@ -16,7 +16,7 @@ def unstated(chip: Chip, **given: float | None) -> list[Problem]:
 
     >>> from isoflop.hardware import find
     >>> print(*unstated(find("trainium-3"), price=1.0, watts=None))
-    watts=not stated: must hold: is known for trainium-3 (give --watts)
+    watts=not stated: must be known for trainium-3 (give --watts)
     """
     return [
         Problem(field, "not stated", f"is known for {chip.name}", f"give {option}")

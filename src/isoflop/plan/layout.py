@@ -118,8 +118,8 @@ def broken_rules(
     >>> tiny = gpt("tiny", d_model=96, n_layers=6, n_heads=6, vocab_size=64, max_seq_len=8)
     >>> for problem in broken_rules(Layout(tp=4, pp=7), tiny, parse_cluster("28xh100-sxm"), 8):
     ...     print(problem)
-    tp=4: must hold: divides n_heads=6 of layer
-    pp=7: must hold: is at most n_layers=6
+    tp=4: must divide n_heads=6 of layer
+    pp=7: must be at most n_layers=6
     """
     sizes = ("tp", "pp", "dp", "micro_batch", "cp", "ep", "virtual")
     low = [Problem(f, getattr(layout, f), "is at least 1") for f in sizes if getattr(layout, f) < 1]

@@ -52,7 +52,7 @@ class Manifest:
 
         >>> now, then = Manifest({"recipe": {"steps": 9}}), Manifest({"recipe": {"steps": 8}})
         >>> print(now.differences(then)[0])
-        recipe.steps=9: must hold: equals the run's own 8 (restore it, or use a new directory)
+        recipe.steps=9: must equal the run's own 8 (restore it, or use a new directory)
         """
         mine, theirs = flatten(self.identity), flatten(earlier.identity)
         hint = "restore it, or use a new directory"

@@ -160,7 +160,7 @@ def parse_recipe(table: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
     >>> parse_recipe({"seq_len": 8, "batch_size": 2, "steps": 4, "learning_rat": 0.1})
     Traceback (most recent call last):
-    isoflop.errors.InputError: recipe: learning_rat=0.1: must hold: is a field of a recipe
+    isoflop.errors.InputError: recipe: learning_rat=0.1: must be a field of a recipe
     (did you mean learning_rate?)
     recipe: learning_rate is missing: must be given
     """

@@ -149,7 +149,7 @@ class Cells:
 
         >>> cells = Cells({"params": "1.3e9", "tp": "2.5"}, line=7)
         >>> cells.whole("params"), cells.whole("tp"), str(cells.problems[0])
-        (1300000000, None, 'row 7, column tp=2.5: must hold: is a whole number from 1 to 1e+12')
+        (1300000000, None, 'row 7, column tp=2.5: must be a whole number from 1 to 1e+12')
         """
         value = self.real(column)
         if value is None:

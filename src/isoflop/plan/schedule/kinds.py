@@ -127,9 +127,9 @@ def broken_rules(schedule: Schedule, pp: int, n_micro: int) -> list[Problem]:
 
     >>> for problem in broken_rules(DualPipe(), 5, 7):
     ...     print(problem)
-    pp=5: must hold: is even: ranks of DualPipe work in pairs
-    n_micro=7: must hold: is even: half of them enter at each end
-    n_micro=7: must hold: is at least 2 * pp = 10
+    pp=5: must be even: ranks of DualPipe work in pairs
+    n_micro=7: must be even: half of them enter at each end
+    n_micro=7: must be at least 2 * pp = 10
     """
     low = [Problem(n, v, "is at least 1") for n, v in (("pp", pp), ("n_micro", n_micro)) if v < 1]
     return low or [Problem(f, v, rule) for f, v, rule, holds in _rules(schedule, pp, n_micro)
@@ -173,7 +173,7 @@ def schedule_rules(name: ScheduleName, n_layers: int, pp: int, n_micro: int) -> 
     """What a schedule asks of a pipeline of several stages.
 
     >>> print(*schedule_rules("dualpipev", n_layers=6, pp=4, n_micro=4), sep="; ")
-    pp=4: must hold: times 2 is at most n_layers=6; n_micro=4: must hold: is at least 2 * pp = 8
+    pp=4: must hold: times 2 is at most n_layers=6; n_micro=4: must be at least 2 * pp = 8
     """
     schedule, broken = SCHEDULES[name], []
     if isinstance(schedule, DualPipeV) and 2 * pp > n_layers:
