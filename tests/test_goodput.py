@@ -115,6 +115,16 @@ def test_the_spread_of_wall_time_is_that_of_simulated_runs() -> None:
     assert lucky == pytest.approx(stdev(walls), rel=0.15)
 
 
+def test_a_lucky_run_takes_its_steps_and_its_checkpoints() -> None:
+    """A day of a run that fails once a month, where a normal distribution would give time back."""
+    run = fixed(30 * DAY, 1800, 60, restart=600)
+    wall = run.wall(number(DAY))
+    failures = wall.find("failures").interval
+    assert failures is not None
+    assert failures.low == 0 < failures.high
+    assert float(wall.total.evaluate({LUCK.name: -9})) == pytest.approx(DAY * (1 + 60 / 1800))
+
+
 # --- identities ---------------------------------------------------------------------------
 
 seconds = st.floats(1.0, 1e4)

@@ -112,14 +112,24 @@ class Rhythm:
     def seconds_wall(self, seconds_training: Expr) -> Expr:
         """Wall time of a run that trains for `seconds_training`, chance included.
 
-        The middle is `seconds_training` over goodput. Chance is that of a compound Poisson
-        process, taken as normal: each failure costs the restart, the lag and a uniform share
-        of a period. First order: right where failures are many and much rarer than checkpoints.
+        The middle is `seconds_training` over goodput.
+        """
+        stalls = seconds_training * (self.stall / self.interval)
+        return seconds_training + stalls + self.seconds_failing(seconds_training)
+
+    def seconds_failing(self, seconds_training: Expr) -> Expr:
+        """What failures cost a run that trains for `seconds_training`.
+
+        Chance is that of a compound Poisson process, taken as normal: each failure costs the
+        restart, the lag and a uniform share of a period. First order: right where failures are
+        many and much rarer than checkpoints. The luckiest run has none; none gives time back.
         """
         mean = seconds_training * self.slowdown
         fixed, period = self.restart + self.lag, self.interval + self.stall
         square = fixed * fixed + fixed * period + period * period / 3
-        return mean + LUCK * sqrt(mean / self.between_failures * square)
+        chance = LUCK * sqrt(mean / self.between_failures * square)
+        expected = mean - seconds_training * (1 + self.stall / self.interval)
+        return maximum(expected + chance, 0)
 
     def wall(self, seconds_training: Expr) -> Node:
         """`seconds_wall` as a tree: the steps, the stalls of checkpoints, and what failures cost.
@@ -129,8 +139,7 @@ class Rhythm:
         [1000000, 33333, 56570]
         """
         stalls = seconds_training * (self.stall / self.interval)
-        whole = alias("seconds_wall", self.seconds_wall(seconds_training))
-        lost = whole - seconds_training - stalls
+        lost = self.seconds_failing(seconds_training)
         parts = {"steps": seconds_training, "checkpoints": stalls, "failures": lost}
         return branch("seconds_wall", "seconds", [
             leaf(name, "seconds", size, basis=Basis.MODELLED) for name, size in parts.items()
