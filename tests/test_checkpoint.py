@@ -192,7 +192,7 @@ def test_a_changed_recipe_arch_or_text_is_refused_by_name(stopped, recipe, arch,
     with pytest.raises(InputError) as caught:
         train(recipe, arch, corpus, stopped)
     assert key in str(caught.value)
-    assert "equals the run's own" in str(caught.value)
+    assert "equal the run's own" in str(caught.value)
     assert bits(stopped) == before
 
 

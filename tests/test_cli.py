@@ -254,7 +254,7 @@ def test_fine_tuning_and_conventions_come_out_of_count() -> None:
 
 
 def test_a_quantised_base_without_updates_and_an_unknown_target_are_refused() -> None:
-    assert "goes with --lora RANK" in refused("count", "gpt2", "--qlora")
+    assert "go with --lora RANK" in refused("count", "gpt2", "--qlora")
     assert "it has q, k, v, out" in refused(
         "count", "gpt2", "--lora", "2", "--lora-targets", "c_attn"
     )
@@ -296,7 +296,7 @@ def test_own_steps_teach_a_stack_and_leave_a_file(tmp_path: Path) -> None:
     known, told = (json.loads(isoflop(*plan, s).stdout)["days"] for s in ("torchtitan", str(out)))
     assert told > 1.3 * known
     assert "stack.toml" in refused(*plan, str(tmp_path / "no" / "stack.toml"))
-    assert "is TOML" in refused(*plan, str(rows.rename(tmp_path / "rows.toml")))
+    assert "be TOML" in refused(*plan, str(rows.rename(tmp_path / "rows.toml")))
     rows.write_text(OWN_STEPS)
     assert "what they say" in isoflop(*calibrate).stdout  # its own file is replaced
     assert "nothing was written" in refused(*calibrate[:-1], str(rows))

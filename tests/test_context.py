@@ -111,9 +111,9 @@ def test_the_peak_of_a_step_is_the_memory_of_its_layout(by: ContextBy, pp: int, 
 @pytest.mark.parametrize(
     ("layout", "rule"),
     [
-        (Layout(cp=3, cp_by="all_to_all"), "divides n_heads=16"),
-        (Layout(tp=8, cp=4, cp_by="all_to_all"), "divides n_heads=16"),
-        (Layout(cp=2, cp_by="stars"), "is one of ring, gather, all_to_all"),  # type: ignore[arg-type]
+        (Layout(cp=3, cp_by="all_to_all"), "divide n_heads=16"),
+        (Layout(tp=8, cp=4, cp_by="all_to_all"), "divide n_heads=16"),
+        (Layout(cp=2, cp_by="stars"), "be one of ring, gather, all_to_all"),  # type: ignore[arg-type]
     ],
 )
 def test_an_illegal_way_is_refused_by_its_rule(layout: Layout, rule: str) -> None:

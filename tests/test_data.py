@@ -65,7 +65,7 @@ def test_a_folder_is_read_in_order_of_path_and_any_bytes_are_text(tmp_path):
 
 
 def test_missing_empty_and_unreadable_data_are_named(tmp_path):
-    with pytest.raises(InputError, match="is a file or a folder"):
+    with pytest.raises(InputError, match="be a file or a folder"):
         ByteCorpus.from_path(tmp_path / "nowhere")
     with pytest.raises(InputError, match="at least one byte"):
         ByteCorpus.from_path(tmp_path)

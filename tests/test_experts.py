@@ -549,7 +549,7 @@ def test_activations_that_are_not_built_are_refused_by_field():
 
 
 def test_a_mixture_that_chooses_more_than_is_open_or_gates_nothing_is_no_spec():
-    with pytest.raises(InputError, match="is at most 4, the experts of the active groups"):
+    with pytest.raises(InputError, match="be at most 4, the experts of the active groups"):
         Experts(8, 5, EXPERT, n_groups=4, n_active_groups=2)
     with pytest.raises(InputError, match="shared_gate"):
         Experts(8, 2, EXPERT, shared_gate=True)

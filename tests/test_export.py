@@ -159,7 +159,7 @@ def test_a_run_without_a_checkpoint_and_a_folder_that_is_no_run_are_refused(tmp_
     train(RECIPE, ARCH, corpus, tmp_path / "early", stop_after=0)
     for left in (tmp_path / "early" / "checkpoints").glob("*/model.safetensors"):
         left.unlink()
-    with pytest.raises(InputError, match="is there and whole"):
+    with pytest.raises(InputError, match="be there and whole"):
         load_trained(tmp_path / "early")
     with pytest.raises(InputError, match="isoflop train"):
         arch_of({}, "x")

@@ -167,10 +167,10 @@ def test_what_cannot_be_written_is_refused_with_what_would_be_right(folder, run,
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     assert "--tokenizer bytes" in refused(tmp_path, "hello")
-    assert "is UTF-8" in refused(folder, "a\udcff")
+    assert "be UTF-8" in refused(folder, "a\udcff")
     assert "PROMPT is missing" in refused(run)
     assert "token numbers" in refused(run, "5 x", ids=True)
-    assert "has at least one token" in refused(run, "")
+    assert "have at least one token" in refused(run, "")
     assert "0 to 255" in refused(run, "256", ids=True)
     assert "counted, not run" in refused(run, "a", precision=Precision.INT4)
     assert "temperature 0" in refused(run, "a", top_k=3)

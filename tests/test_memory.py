@@ -512,7 +512,7 @@ def test_context_parallelism_cuts_every_sequence() -> None:
 
 @pytest.mark.parametrize(
     ("bad", "rule"),
-    [({"tp": 0}, "at least 1"), ({"zero": 4}, "0, 1, 2 or 3"), ({"ep": 3}, "divides dp")],
+    [({"tp": 0}, "at least 1"), ({"zero": 4}, "0, 1, 2 or 3"), ({"ep": 3}, "divide dp")],
 )
 def test_impossible_sharding_is_refused(bad: dict[str, int], rule: str) -> None:
     with pytest.raises(InputError, match=rule):

@@ -121,5 +121,5 @@ def test_files_that_are_there_and_other_endings_are_refused(
     (tmp_path / "a.svg").write_text("mine")
     assert "new file" in said(capsys, "-o", str(tmp_path / "a.svg"), code=2)
     assert (tmp_path / "a.svg").read_text() == "mine"
-    assert "ends in .json" in said(capsys, "-o", str(tmp_path / "a.txt"), code=2)
+    assert "end in .json" in said(capsys, "-o", str(tmp_path / "a.txt"), code=2)
     assert "--timeline" in said(capsys, "--emit", "megatron", code=2)

@@ -362,24 +362,24 @@ def test_key_value_heads_split_only_as_far_as_there_are_any() -> None:
 @pytest.mark.parametrize(
     ("layout", "rule"),
     [
-        (Layout(tp=16), "divides the 8 accelerators of a node"),
-        (Layout(tp=3), "divides n_heads=8"),
-        (Layout(pp=13), "is at most n_layers=12"),
-        (Layout(pp=4, virtual=4), "is at most n_layers=12"),
-        (Layout(virtual=2), "is 1 where pp is 1"),
+        (Layout(tp=16), "divide the 8 accelerators of a node"),
+        (Layout(tp=3), "divide n_heads=8"),
+        (Layout(pp=13), "be at most n_layers=12"),
+        (Layout(pp=4, virtual=4), "be at most n_layers=12"),
+        (Layout(virtual=2), "be 1 where pp is 1"),
         (Layout(pp=4, virtual=2, dp=8, micro_batch=4), "divides the 2 micro-batches"),
-        (Layout(dp=4, ep=2), "is 1 for a model without experts"),
+        (Layout(dp=4, ep=2), "be 1 for a model without experts"),
         (Layout(cp=3), "times 2 divides seq_len=512"),
-        (Layout(zero=cast("Any", 4)), "is 0, 1, 2 or 3"),
-        (Layout(dp=7), "divides global_batch=64"),
-        (Layout(tp=8, pp=4, dp=4), "uses at most 64 accelerators"),
-        (Layout(tp=0), "is at least 1"),
+        (Layout(zero=cast("Any", 4)), "be 0, 1, 2 or 3"),
+        (Layout(dp=7), "divide global_batch=64"),
+        (Layout(tp=8, pp=4, dp=4), "use at most 64 accelerators"),
+        (Layout(tp=0), "be at least 1"),
     ],
 )
 def test_an_illegal_layout_is_refused_by_its_rule(layout: Layout, rule: str) -> None:
     cluster = parse_cluster("64xh100-sxm")
     broken = broken_rules(layout, SMALL, cluster, 64, 512)
-    assert any(rule in problem.rule for problem in broken)
+    assert any(rule in str(problem) for problem in broken)
     with pytest.raises(InputError, match=rule):
         plan_train(SMALL, 10**6, cluster, seq_len=512, global_batch=64, layout=layout)
 
@@ -451,7 +451,7 @@ def test_a_tower_is_copied_and_its_state_split_but_it_is_not_cut() -> None:
     kept, less = (p.bytes_per_accelerator.find("bytes_optimizer").value for p in (plan, split))
     assert kept == 8 * less
     for cut in (Layout(tp=2), Layout(pp=2), Layout(cp=2)):
-        with pytest.raises(InputError, match=r"is 1 for a model with arch\.encoder"):
+        with pytest.raises(InputError, match=r"be 1 for a model with arch\.encoder"):
             plan_train(arch, 10**9, cluster, seq_len=128, global_batch=64, layout=cut)
 
 

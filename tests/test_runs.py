@@ -48,7 +48,7 @@ def test_the_same_run_is_gone_on_with_and_another_is_refused_by_key_and_values(t
         ("recipe.steps", 8),
         ("torch", "2.14"),
     ]
-    assert "equals the run's own 9" in str(caught.value)
+    assert "equal the run's own 9" in str(caught.value)
     Run.create(tmp_path, MANIFEST).close()  # the refusal has let go of the lock
 
 

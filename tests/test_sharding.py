@@ -155,10 +155,10 @@ def test_a_copy_in_each_node_gathers_over_the_link_alone() -> None:
 @pytest.mark.parametrize(
     ("layout", "rule"),
     [
-        (Layout(dp=8, zero=3, shard=3), "divides dp \\* cp = 8"),
-        (Layout(dp=8, zero=3, shard=0), "is at least 1"),
+        (Layout(dp=8, zero=3, shard=3), "divide dp \\* cp = 8"),
+        (Layout(dp=8, zero=3, shard=0), "be at least 1"),
         (Layout(dp=8, zero=0, shard=4), "ZeRO 1, 2 or 3"),
-        (Layout(dp=8, ep=8, zero=1, shard=4), "is divided by ep=8"),
+        (Layout(dp=8, ep=8, zero=1, shard=4), "be divided by ep=8"),
     ],
 )
 def test_an_illegal_shard_is_refused_by_its_rule(layout: Layout, rule: str) -> None:

@@ -537,7 +537,7 @@ def test_own_steps_survive_their_file() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("n_steps = 3\n[fitted]\n", "is the name of a stack"),
+        ("n_steps = 3\n[fitted]\n", "be the name of a stack"),
         ('stack = "a"\nn_steps = 0\n[fitted]\n', "above 0"),
         ('stack = "a"\nn_steps = 3\n[fitted]\nx = [1, 2, 3]\n', "in this order"),
         ('stack = "a"\nn_steps = 3\n[fitted]\nx = 2\n', "in this order"),
@@ -550,7 +550,7 @@ def test_a_broken_file_of_own_steps_is_refused(text: str, said: str) -> None:
 
 def test_calibration_refuses_rows_of_two_stacks() -> None:
     rows = made_rows(PRIORS)[:1] + made_rows(PRIORS, "llm-foundry")[:1]
-    with pytest.raises(InputError, match="is one stack"):
+    with pytest.raises(InputError, match="be one stack"):
         calibrate_stack(rows)
 
 

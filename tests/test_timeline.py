@@ -212,12 +212,12 @@ def test_a_timeline_ends_with_the_optimizers_step_and_draws_its_peak() -> None:
 
 @pytest.mark.parametrize("rank", [-1, 2])
 def test_a_rank_that_is_not_there_is_named(rank: int) -> None:
-    with pytest.raises(InputError, match="lies between 0 and pp - 1 = 1"):
+    with pytest.raises(InputError, match="lie between 0 and pp - 1 = 1"):
         memory_timeline(asked(Layout(pp=2), 2), rank)
 
 
 def test_a_schedules_own_rules_are_asked() -> None:
-    with pytest.raises(InputError, match="is at least 2"):
+    with pytest.raises(InputError, match="be at least 2"):
         memory_timeline(asked(Layout(pp=2, schedule="dualpipe"), 2), 0)
 
 

@@ -72,7 +72,7 @@ def test_a_recipe_is_read_from_toml(tmp_path):
         read_recipe(path)
     assert [p.field for p in caught.value.problems] == ["seq_len", "batch_size", "learning_rate"]
     path.write_bytes(b"steps = \xff")
-    with pytest.raises(InputError, match="is UTF-8"):
+    with pytest.raises(InputError, match="be UTF-8"):
         read_recipe(path)
     with pytest.raises(InputError, match="No such file"):
         read_recipe(tmp_path / "none.toml")

@@ -7,7 +7,7 @@
     parse_cluster("64xh100-sxm")                machines
     plan_train, plan_serve                      time, money, memory, layout: `print` shows them
     find_law                                    published scaling laws
-    build                                       the module, in PyTorch
+    build, load_model, save_model               the module, in PyTorch; Hugging Face folders
     attention, flash_attention, multi_head_attention, explain_dispatch
 
 The names are loaded when they are first used, so that `import isoflop` costs nothing and
@@ -46,6 +46,7 @@ _PUBLIC = {
     "flash_attention": "isoflop.attention",
     "flops_forward": "isoflop.count",
     "load": "isoflop.arch",
+    "load_model": "isoflop.model.weights",
     "memory_inference": "isoflop.count",
     "memory_training": "isoflop.count",
     "multi_head_attention": "isoflop.attention",
@@ -53,6 +54,7 @@ _PUBLIC = {
     "parse_cluster": "isoflop.hardware",
     "plan_serve": "isoflop.plan",
     "plan_train": "isoflop.plan",
+    "save_model": "isoflop.model.weights",
 }
 
 __all__ = [  # noqa: PLE0604 - the names stand in _PUBLIC, a test keeps them
