@@ -17,6 +17,7 @@ from isoflop.model import Images, VisionDecoder
 from isoflop.model.weights import load_model, save_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle")
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 V, IMAGE = 61, 60  # the last number stands for a token of an image
 TEXT = {"vocab_size": V, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
@@ -64,16 +65,6 @@ _CLIP_OLDER = [
 ]
 _QWEN_OLDER = [{r"^model\.": "model.language_model.", r"^visual\.": "model.visual."}]
 OLDER = {"llava": _CLIP_OLDER, "gemma3": _CLIP_OLDER, "qwen2_vl": _QWEN_OLDER, "qwen2_5_vl": _QWEN_OLDER}  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    yield
-    torch.set_num_threads(before)
 
 
 def theirs_of(model_type: str, shape: dict[str, Any]) -> torch.nn.Module:

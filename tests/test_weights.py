@@ -38,6 +38,7 @@ from isoflop.model.weights.write import write_folder
 from isoflop.runs.durable import WriteFailed
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle")
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 #: transformers' DeepSeek-V3 lacks the prediction head that its config speaks of.
 KNOWN = ("num_nextn_predict_layers",)
@@ -82,16 +83,6 @@ def ways(model_type: str) -> dict[str, str]:
 CASES = [(name, sayable(name, x)) for name in sorted(TYPES) for x in SHAPES[name]] + MORE
 ids = [f"{name}-{i}" for i, (name, _) in enumerate(CASES)]
 each_case = pytest.mark.parametrize(("model_type", "shape"), CASES, ids=ids)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    yield
-    torch.set_num_threads(before)
 
 
 # --- transformers' side -----------------------------------------------------------------

@@ -114,11 +114,9 @@ def _half(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
 
 def _shallower(tower: VisionTower) -> VisionTower:
     """As many layers as before behind the one that the projector reads."""
-    n_unread = len(tower.layers) - tower.n_run
     run = _half(tower.layers[: tower.n_run])
     feature_layer = None if tower.feature_layer is None else len(run)
-    layers = (*run, *tower.layers[tower.n_run :]) if n_unread else run
-    return replace(tower, layers=layers, feature_layer=feature_layer)
+    return replace(tower, layers=(*run, *tower.layers[tower.n_run :]), feature_layer=feature_layer)
 
 
 def _fewer_experts(arch: Arch) -> Arch:

@@ -77,8 +77,8 @@ def derived_bytes(arch: Arch, work: Workload, recompute: Recompute) -> dict[str,
 def bytes_turns(arch: Arch) -> int:
     """Cosines and sines in fp32 of the tokens' positions, which layers that turn alike share.
 
-    No description has them, for they are the smaller part the wider layers are: 3 % where
-    d_model is 16.
+    No description has them: they do not grow with d_model, and show only beside narrow layers
+    (3 % of all that is kept where d_model is 16).
 
     >>> from isoflop.arch import zoo
     >>> bytes_turns(zoo.entry("llama-3-8b").arch) == 2 * 4 * SEQ_LEN * 128

@@ -72,13 +72,12 @@ def choose_size(arch: Arch, batch: int | None, seq_len: int | None, profile: Pro
 def _smaller(arch: Arch, profile: Profile) -> Size:
     """The model cut down until a sequence of the usual length is soon done."""
     length = min(LENGTHS[0] + image_tokens(arch), arch.max_seq_len)
-    cut = cut_down(
-        arch, lambda a: _fits(a, 1, length, profile) and _ends_soon(a, 1, length, profile)
-    )
-    size = next(
-        s for s in _sizes(cut, None, length)
-        if _fits(cut, *s, profile) and _ends_soon(cut, *s, profile)
-    )  # fmt: skip
+
+    def will_do(cut: Arch, batch: int, seq_len: int) -> bool:
+        return _fits(cut, batch, seq_len, profile) and _ends_soon(cut, batch, seq_len, profile)
+
+    cut = cut_down(arch, lambda smaller: will_do(smaller, 1, length))
+    size = next(size for size in _sizes(cut, None, length) if will_do(cut, *size))
     return Size(cut, *size, cut=changes(arch, cut))
 
 

@@ -19,7 +19,7 @@ from isoflop.plan.search.formula import compiled
 from isoflop.plan.step.seconds import step_time
 from isoflop.plan.step.setting import Setting
 from isoflop.quantity import Interval, Symbol
-from isoflop.quantity.expr import DRAWS
+from isoflop.quantity.draws import middle_90
 
 Array = NDArray[np.float64]
 
@@ -72,9 +72,8 @@ class StepFormula:
         symbols = self.symbols(beliefs)
         value = float(self.seconds({n: float(s.value) for n, s in symbols.items()}))
         drawn = self.seconds({n: draws_of(s) for n, s in symbols.items()})
-        ends = np.sort(drawn)[[round(0.05 * (DRAWS - 1)), round(0.95 * (DRAWS - 1))]]
         known = any(name.startswith("residual_") for name in symbols.keys() & beliefs.posterior)
-        range_ = Interval(float(ends[0]), float(ends[1]))
+        range_ = middle_90(np.sort(drawn).tolist())
         return Predicted(value, range_, tuple(self.widths(symbols)), known)
 
     def widths(self, symbols: Mapping[str, Symbol]) -> Iterator[tuple[str, float]]:

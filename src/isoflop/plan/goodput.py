@@ -114,8 +114,12 @@ class Rhythm:
 
         The middle is `seconds_training` over goodput.
         """
-        stalls = seconds_training * (self.stall / self.interval)
-        return seconds_training + stalls + self.seconds_failing(seconds_training)
+        kept = seconds_training + self.seconds_stalled(seconds_training)
+        return kept + self.seconds_failing(seconds_training)
+
+    def seconds_stalled(self, seconds_training: Expr) -> Expr:
+        """What checkpoints cost a run that trains for `seconds_training`."""
+        return seconds_training * (self.stall / self.interval)
 
     def seconds_failing(self, seconds_training: Expr) -> Expr:
         """What failures cost a run that trains for `seconds_training`.
@@ -128,7 +132,7 @@ class Rhythm:
         fixed, period = self.restart + self.lag, self.interval + self.stall
         square = fixed * fixed + fixed * period + period * period / 3
         chance = LUCK * sqrt(mean / self.between_failures * square)
-        expected = mean - seconds_training * (1 + self.stall / self.interval)
+        expected = mean - seconds_training - self.seconds_stalled(seconds_training)
         return maximum(expected + chance, 0)
 
     def wall(self, seconds_training: Expr) -> Node:
@@ -138,9 +142,11 @@ class Rhythm:
         >>> [round(float(child.value)) for child in hour.wall(number(10**6)).children]
         [1000000, 33333, 56570]
         """
-        stalls = seconds_training * (self.stall / self.interval)
-        lost = self.seconds_failing(seconds_training)
-        parts = {"steps": seconds_training, "checkpoints": stalls, "failures": lost}
+        parts = {
+            "steps": seconds_training,
+            "checkpoints": self.seconds_stalled(seconds_training),
+            "failures": self.seconds_failing(seconds_training),
+        }
         return branch("seconds_wall", "seconds", [
             leaf(name, "seconds", size, basis=Basis.MODELLED) for name, size in parts.items()
         ])  # fmt: skip

@@ -16,21 +16,17 @@ read off the same object.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import lru_cache, reduce
+from functools import reduce
 from typing import TypeAlias
 
 from isoflop.quantity.basis import Basis, Interval
+from isoflop.quantity.draws import draws, middle_90
 
 Value: TypeAlias = int | Fraction | float
 Bindings: TypeAlias = Mapping[str, Value]
-
-#: Draws behind a sampled interval; its ends then have a standard error of about a
-#: tenth of a standard deviation.
-DRAWS = 401
 
 
 class Expr:
@@ -86,7 +82,7 @@ class Expr:
         values = self.draws_sorted()
         if not values:
             return None
-        return Interval(values[round(0.05 * (DRAWS - 1))], values[round(0.95 * (DRAWS - 1))])
+        return middle_90(values)
 
     def draws_sorted(self) -> list[float]:
         """The values behind `interval`, ascending; none where every symbol is certain."""
@@ -178,13 +174,7 @@ class Symbol(Expr):
         """`DRAWS` values from the symbol's spread, the same ones in every process."""
         if self.spread is None or self.given is None:
             raise ValueError(f"the size {self.name!r} has no spread to draw from")
-        return _draws(self.name, float(self.given), self.spread)
-
-
-@lru_cache(maxsize=256)
-def _draws(name: str, middle: float, spread: Interval) -> tuple[float, ...]:
-    stream = random.Random(f"isoflop:{name}")
-    return tuple(spread.quantile(middle, stream.gauss(0, 1)) for _ in range(DRAWS))
+        return draws(self.name, float(self.given), self.spread)
 
 
 @dataclass(frozen=True, slots=True)
