@@ -444,3 +444,9 @@ def test_the_command_refuses_what_names_no_model_or_too_many(given, said):
     model = given.pop("model", None)
     with pytest.raises(InputError, match=said):
         check(model, **given)
+
+
+def test_a_model_so_narrow_that_turns_of_positions_show_agrees() -> None:
+    narrow = llama("narrow", d_model=4, n_layers=1, n_heads=1, d_head=8, d_ff=4, vocab_size=16,
+                   max_seq_len=16)  # fmt: skip
+    assert all(row.agrees for row in agree(narrow))

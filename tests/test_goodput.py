@@ -107,8 +107,11 @@ def test_the_risk_of_a_missed_deadline_is_that_of_simulated_runs(days_more: floa
     assert wall.probability_below(deadline) == pytest.approx(share, abs=0.08)
 
 
-def test_the_spread_of_wall_time_is_that_of_simulated_runs() -> None:
-    run = RUNS["rare failures"]
+@pytest.mark.parametrize(
+    "run", [RUNS["rare failures"], fixed(30 * HOUR, 1200, 30, restart=2 * HOUR)]
+)
+def test_the_spread_of_wall_time_is_that_of_simulated_runs(run: Rhythm) -> None:
+    """Where a period is most of what a failure costs, and where the restart is."""
     walls, _ = many(run, 60 * DAY, runs=400, seed=5)
     wall = run.seconds_wall(number(60 * DAY))
     lucky = float(wall.evaluate({LUCK.name: 1})) - float(wall.value)
